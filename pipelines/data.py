@@ -1,0 +1,85 @@
+"""Reads what `prepare` wrote: the index, and images by their row in it."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipelines import images
+from pipelines.files import read_json
+from pipelines.params import Section
+from pipelines.preprocess import Preprocess
+
+
+class Input(Section):
+    """What the model takes: height and width in pixels, and how an image is brought to them."""
+
+    height: int = Field(ge=8, le=8192)
+    width: int = Field(ge=8, le=8192)
+    resize: Literal["stretch", "letterbox"]
+
+
+class Dataset:
+    """The images, splits and labels of one prepared data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.info: dict[str, Any] = read_json(folder / "dataset.json")
+        self.classes: list[str] = self.info["classes"]
+
+    @cached_property
+    def index(self) -> Any:
+        """The index as a pyarrow table, sorted by path."""
+        from pyarrow import parquet
+
+        return parquet.read_table(self.folder / "index.parquet")
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one column of the index as an array."""
+        return np.asarray(self.index.column(name).to_numpy(zero_copy_only=False))
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Return the numbers of the rows of a split, in the order of their paths."""
+        return np.flatnonzero(self.column("split") == split)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The class ids of all rows (classification)."""
+        return self.column("label").astype(np.int64)
+
+    def boxes(self, row: int) -> NDArray[np.float64]:
+        """Return the boxes of one image (detection): N x 5, left, top, width and height in pixels, and class id."""
+        found = self.index.column("boxes")[row].as_py()
+        values = [[b["x"], b["y"], b["width"], b["height"], b["label"]] for b in found]
+        return np.array(values, np.float64).reshape(-1, 5)
+
+    @cached_property
+    def _places(self) -> list[tuple[str, int, int]]:
+        columns = (self.index.column(n).to_pylist() for n in ("shard", "offset", "bytes"))
+        return list(zip(*columns, strict=True))
+
+    def encoded(self, row: int) -> bytes:
+        """Return the encoded bytes of one image."""
+        shard, offset, size = self._places[row]
+        with (self.folder / shard).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def image(self, row: int) -> NDArray[Any]:
+        """Return one image, H x W x C, in the dtype in which it is stored."""
+        return images.decode(self.encoded(row))
+
+    def preprocess(self, size: Input) -> Preprocess:
+        """Return how an image of this dataset becomes the input of a model of the given size."""
+        return Preprocess(
+            channels=self.info["channels"],
+            height=size.height,
+            width=size.width,
+            resize=size.resize,
+            full_scale=float(2 ** self.info["bits"] - 1),
+            mean=tuple(self.info["mean"]),
+            std=tuple(self.info["std"]),
+        )

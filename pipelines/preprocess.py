@@ -1,0 +1,94 @@
+"""From a decoded image to a model's input. Needs numpy alone, and travels in every bundle as it is."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAD = 114 / 255  # the grey of letterbox borders, as a share of full scale; the value that YOLO models train with
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What is done to an image before the model: resize, scale to 0..1, normalize, channels first.
+
+    `height` and `width` in pixels; `resize` is `stretch` or `letterbox`; `full_scale` is the value that becomes
+    1.0 (255 for 8 bit, 65535 for 16 bit); `mean` and `std` per channel, after scaling.
+    """
+
+    channels: int
+    height: int
+    width: int
+    resize: str
+    full_scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "Preprocess":
+        """Build it from the JSON that `to_dict` wrote."""
+        return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    def pixels(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return the image, H x W x C, resized to `height` x `width`, in the same dtype."""
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.ndim != 3 or image.shape[2] != self.channels:
+            raise ValueError(f"the image has shape {image.shape}; the model takes {self.channels} channel(s)")
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        if self.resize == "stretch":
+            return resize(image, self.height, self.width)
+        top, left, height, width = letterbox(image.shape[0], image.shape[1], self.height, self.width)
+        pad = self.full_scale * PAD
+        canvas = np.full((self.height, self.width, self.channels), pad, np.float64)
+        canvas[top : top + height, left : left + width] = resize(image, height, width)
+        return _as_dtype(canvas, image.dtype)
+
+    def normalize(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """Return resized pixels, H x W x C, as a float32 array C x H x W: (pixels / full_scale - mean) / std."""
+        scaled = pixels.astype(np.float32) / np.float32(self.full_scale)
+        normal = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+    def __call__(self, image: NDArray[Any]) -> NDArray[np.float32]:
+        """Return one image, H x W x C, as the model's input, C x H x W in float32."""
+        return self.normalize(self.pixels(image))
+
+
+def letterbox(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int, int, int]:
+    """Return top, left, height and width, in pixels, of an image fitted into a larger frame, centred."""
+    ratio = min(to_height / height, to_width / width)
+    new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
+    return (to_height - new_height) // 2, (to_width - new_width) // 2, new_height, new_width
+
+
+def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Resize H x W x C to `height` x `width` with a triangle filter, which widens when shrinking (antialiasing).
+
+    The weights are those of Pillow's BILINEAR resampling (Image.resize), in float64 instead of fixed point.
+    """
+    rows = _weights(image.shape[0], height)
+    columns = _weights(image.shape[1], width)
+    return _as_dtype(np.einsum("hi,ijc,wj->hwc", rows, image.astype(np.float64), columns, optimize=True), image.dtype)
+
+
+def _weights(source: int, target: int) -> NDArray[np.float64]:
+    scale = source / target
+    reach = max(scale, 1.0)
+    centres = (np.arange(target) + 0.5) * scale
+    distance = np.abs(np.arange(source)[None, :] + 0.5 - centres[:, None]) / reach
+    weights = np.maximum(0.0, 1.0 - distance)
+    return np.asarray(weights / weights.sum(1, keepdims=True))
+
+
+def _as_dtype(image: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if np.issubdtype(dtype, np.integer):
+        info = np.iinfo(dtype)
+        image = np.clip(np.rint(image), info.min, info.max)
+    return image.astype(dtype)

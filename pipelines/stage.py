@@ -1,0 +1,48 @@
+"""How a stage runs as a program: paths in, one line per error out."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+QUIET = {
+    # Telemetry of every dependency is off in our commands; see also the Makefile.
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+class StageError(Exception):
+    """A mistake that a person can mend. The message is one line: where, what is wrong, what to do."""
+
+
+def quiet() -> None:
+    """Turn off the telemetry of our dependencies for this process and its children."""
+    os.environ.update(QUIET)
+
+
+def run(main: Callable[..., None]) -> None:
+    """Call `main` with the paths on the command line, one per parameter.
+
+    A parameter annotated `str` gets its word as it is, any other a `Path`. Exits with 1 and one line on
+    standard error when `main` raises StageError, and with 2 when the words do not match the parameters.
+    """
+    quiet()
+    parameters = list(inspect.signature(main).parameters.values())
+    words = sys.argv[1:]
+    module = main.__globals__["__spec__"].name
+    if len(words) != len(parameters):
+        names = " ".join(p.name.upper() for p in parameters)
+        print(f"usage: python -m {module} {names}", file=sys.stderr)
+        raise SystemExit(2)
+    arguments: list[Any] = [w if p.annotation is str else Path(w) for p, w in zip(parameters, words, strict=True)]
+    try:
+        main(*arguments)
+    except StageError as error:
+        print(f"{module.rpartition('.')[2]}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

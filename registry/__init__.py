@@ -1,0 +1,1 @@
+"""Evidence, promotion and serving of what the line made."""
