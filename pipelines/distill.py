@@ -1,0 +1,30 @@
+"""Distills the student from the teacher."""
+
+from pathlib import Path
+
+from pipelines import distillation, models, training
+from pipelines.params import Section, section, value
+from pipelines.stage import run
+
+
+class Distill(Section):
+    """Schedule and loss of the distillation."""
+
+    schedule: training.Schedule
+    loss: distillation.Weights
+
+
+def main(data: Path, teacher: Path, out: Path) -> None:
+    """Write `out`: `model.safetensors` and `curves.csv` of the student declared in `params.yaml`."""
+    setup = training.prepare(data)
+    options = section("distill", Distill)
+    spec = setup.spec(value("student"))
+    model = models.build(spec["model"], spec["channels"], len(spec["classes"]), "student")
+    loss = distillation.loss(models.load(teacher / "model.safetensors")[0], setup, options.loss)
+    curves = training.fit("distill", model, setup, options.schedule, loss)
+    models.save(out / "model.safetensors", model, spec)
+    training.write_curves(out / "curves.csv", curves)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""Bootstrap confidence intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13)."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scorer = Callable[[NDArray[np.int64] | None], float]
+
+CONFIDENCE = 0.95
+
+
+def interval(score: Scorer, images: int, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a metric over resampled images."""
+    return _percentiles([score(sample) for sample in _samples(images, resamples, seed)])
+
+
+def paired(score: Scorer, other: Scorer, images: int, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of `score - other`, both over the same resampled images each time."""
+    return _percentiles([score(sample) - other(sample) for sample in _samples(images, resamples, seed)])
+
+
+def _samples(images: int, resamples: int, seed: int) -> list[NDArray[np.int64]]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, images, images) for _ in range(resamples)]
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

@@ -1,0 +1,278 @@
+"""The training loop that train, distill and prune share: seeded, checkpointed, resumed exactly."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipelines import tasks
+from pipelines.data import Dataset, Input
+from pipelines.files import sha256_bytes, write_file
+from pipelines.params import Section, section, value
+from pipelines.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+CHECKPOINTS = Path(".quantmill/checkpoints")
+CACHE_BYTES = 2 * 2**30  # datasets whose resized pixels fit are decoded once
+LOADER_PROCESSES = 2
+
+Loss = Callable[["nn.Module", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+
+
+class Schedule(Section):
+    """How long and how fast: AdamW, linear warm-up, then a cosine to zero."""
+
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup: float = Field(ge=0, lt=1, description="Share of the steps over which the learning rate rises.")
+
+
+class Augment(Section):
+    """Random changes of the training images, each drawn per image."""
+
+    rotate: float = Field(ge=0, le=180, description="Degrees, both ways.")
+    shift: float = Field(ge=0, lt=1, description="Share of the width and height, both ways.")
+    scale: float = Field(ge=0, lt=1, description="Share, larger and smaller.")
+    flip: bool = Field(description="Mirror half of the images left to right.")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every training stage needs: data, preprocessing, task, augmentation, seed."""
+
+    dataset: Dataset
+    preprocess: Preprocess
+    task: ModuleType
+    augment: Augment
+    seed: int
+
+    def spec(self, model: dict[str, Any]) -> dict[str, Any]:
+        """Return what is written beside the weights of a model, enough to build and feed it again."""
+        return {
+            "model": model,
+            "task": self.dataset.info["task"],
+            "channels": self.dataset.info["channels"],
+            "classes": self.dataset.classes,
+            "preprocess": self.preprocess.to_dict(),
+        }
+
+
+def prepare(data: Path) -> Setup:
+    """Read the shared sections of `params.yaml`, and make torch deterministic with `threads` threads."""
+    import torch
+
+    seed = value("seed")
+    torch.set_num_threads(value("threads"))
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+    dataset = Dataset(data)
+    return Setup(
+        dataset,
+        dataset.preprocess(section("input", Input)),
+        tasks.load(value("task")),
+        section("augment", Augment),
+        seed,
+    )
+
+
+def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: Loss) -> list[dict[str, float]]:
+    """Train `model` in place and return its curves: per epoch the loss, the learning rate and the metric on `val`.
+
+    After each epoch a checkpoint is left in CHECKPOINTS, under a name made of everything that decides the result.
+    A run that finds one goes on from it and ends in the same weights as one that was never stopped: the order of
+    the images and their augmentation depend on the seed and the epoch alone. At the end it is removed.
+    """
+    import torch
+    from tqdm import tqdm
+
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    train, val = setup.dataset.rows("train"), setup.dataset.rows("val")
+    pixels = Pixels(setup)
+    checkpoint = CHECKPOINTS / f"{name}-{_key(model, setup, schedule)}.safetensors"
+    curves = _resume(checkpoint, model, optimizer)
+    steps = math.ceil(len(train) / schedule.batch)
+    with tqdm(total=schedule.epochs, initial=len(curves), desc=name, unit=" epochs", mininterval=1) as bar:
+        for epoch in range(len(curves), schedule.epochs):
+            generator = torch.Generator().manual_seed(setup.seed * 1_000_003 + epoch)
+            torch.manual_seed(setup.seed * 1_000_003 + epoch)
+            order = train[torch.randperm(len(train), generator=generator).numpy()]
+            model.train()
+            total = 0.0
+            for step, (rows, images) in enumerate(pixels.batches(order, schedule.batch)):
+                rate = _rate(schedule, epoch * steps + step, schedule.epochs * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                inputs = augment(images, setup.augment, generator).contiguous(memory_format=torch.channels_last)
+                labels = torch.from_numpy(setup.task.truth(setup.dataset, rows))
+                optimizer.zero_grad()
+                value = loss(model, inputs, labels)
+                value.backward()
+                optimizer.step()
+                total += float(value.detach()) * len(rows)
+            score = setup.task.scorer(predict(model, pixels, val), setup.task.truth(setup.dataset, val))(None)
+            curves.append(
+                {
+                    "epoch": epoch + 1,
+                    "loss": round(total / len(train), 6),
+                    "lr": round(rate, 9),
+                    f"val_{setup.task.METRIC}": round(score, 6),
+                }
+            )
+            _save(checkpoint, model, optimizer, curves)
+            bar.set_postfix({k: v for k, v in curves[-1].items() if k != "epoch"}, refresh=False)
+            bar.update()
+    checkpoint.unlink()
+    return curves
+
+
+def predict(model: "nn.Module", pixels: "Pixels", rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+    """Return the model's outputs for some rows, as a list of arrays N x ..., in eval mode."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        found = [model(images.contiguous(memory_format=torch.channels_last)) for _, images in pixels.batches(rows, 256)]
+    return [torch.cat(found).numpy()]
+
+
+def write_curves(path: Path, curves: list[dict[str, float]]) -> None:
+    """Write curves as CSV, one row per epoch."""
+    with write_file(path) as part:
+        lines = [",".join(curves[0]), *(",".join(str(v) for v in row.values()) for row in curves)]
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class Pixels:
+    """Gives batches of normalized images. Resized pixels are kept where they fit in CACHE_BYTES."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.dataset = setup.dataset
+        self.preprocess = setup.preprocess
+        image = setup.preprocess.channels * setup.preprocess.height * setup.preprocess.width
+        size = image * len(self.dataset.column("path")) * self.dataset.info["bits"] // 8
+        self.cache: dict[int, NDArray[Any]] | None = {} if size <= CACHE_BYTES else None
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        """Return the resized pixels of one row, H x W x C."""
+        if self.cache is None:
+            return self.preprocess.pixels(self.dataset.image(row))
+        if row not in self.cache:
+            self.cache[row] = self.preprocess.pixels(self.dataset.image(row))
+        return self.cache[row]
+
+    def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[NDArray[np.int64], "torch.Tensor"]]:
+        """Yield rows and their images, normalized, float32 N x C x H x W, `size` at a time."""
+        import torch
+        from torch.utils.data import DataLoader
+
+        scale, mean, std = (
+            torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1)
+            for v in (self.preprocess.full_scale, self.preprocess.mean, self.preprocess.std)
+        )
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        stacks = DataLoader(
+            _Stacks(self, chunks),  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=0 if self.cache is not None else LOADER_PROCESSES,
+        )
+        for chunk, stack in zip(chunks, stacks, strict=True):
+            yield chunk, (stack.permute(0, 3, 1, 2).float() / scale - mean) / std
+
+
+@dataclass(frozen=True)
+class _Stacks:
+    """The stacked pixels of each chunk of rows, N x H x W x C, for a DataLoader."""
+
+    pixels: Pixels
+    chunks: list[NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> "torch.Tensor":
+        import torch
+
+        stack = np.stack([self.pixels[row] for row in self.chunks[number]])
+        return torch.from_numpy(stack.astype(np.int32) if stack.dtype == np.uint16 else stack)
+
+
+def augment(images: "torch.Tensor", options: Augment, generator: "torch.Generator") -> "torch.Tensor":
+    """Return images N x C x H x W, each rotated, shifted, scaled and mirrored at random; borders are repeated."""
+    import torch
+    from torch.nn import functional
+
+    count, _, height, width = images.shape
+
+    def draw(reach: float) -> "torch.Tensor":
+        return (torch.rand(count, generator=generator) * 2 - 1) * reach
+
+    angle, scale = draw(math.radians(options.rotate)), 1 + draw(options.scale)
+    right, down = draw(2 * options.shift), draw(2 * options.shift)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0) if options.flip else torch.ones(count)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    aspect = height / width
+    matrix = torch.stack(
+        [torch.stack([cos * mirror, -sin * aspect, right], 1), torch.stack([sin * mirror / aspect, cos, down], 1)], 1
+    )
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _rate(schedule: Schedule, step: int, steps: int) -> float:
+    warm = max(1, round(schedule.warmup * steps))
+    if step < warm:
+        return schedule.lr * (step + 1) / warm
+    return schedule.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _key(model: "nn.Module", setup: Setup, schedule: Schedule) -> str:
+    """Hash what decides the result: data, seed, settings and the weights at the start (which follow from the rest)."""
+    weights = b"".join(v.detach().numpy().tobytes() for v in model.state_dict().values())
+    index = (setup.dataset.folder / "index.parquet").read_bytes()
+    settings = [schedule.model_dump(), setup.augment.model_dump(), setup.preprocess.to_dict(), setup.seed]
+    return sha256_bytes(weights + index + json.dumps(settings, sort_keys=True).encode())[:16]
+
+
+def _save(path: Path, model: "nn.Module", optimizer: "torch.optim.Optimizer", curves: list[dict[str, float]]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"model/{k}": v.contiguous() for k, v in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{number}/{k}": v.contiguous() for k, v in state.items()}
+    with write_file(path) as part:
+        save_file(tensors, part, {"curves": json.dumps(curves)})
+
+
+def _resume(path: Path, model: "nn.Module", optimizer: "torch.optim.Optimizer") -> list[dict[str, float]]:
+    """Put the checkpoint's state into model and optimizer; return its curves, or none without a checkpoint."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return []
+    with safe_open(path, "pt") as file:
+        curves: list[dict[str, float]] = json.loads(file.metadata()["curves"])
+        weights, state = {}, optimizer.state_dict()
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            kind, _, name = key.partition("/")
+            if kind == "model":
+                weights[name] = file.get_tensor(key)
+            else:
+                number, _, field = name.partition("/")
+                state["state"].setdefault(int(number), {})[field] = file.get_tensor(key)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    print(f"going on after epoch {len(curves)}, from {path}")
+    return curves
