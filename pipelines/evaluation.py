@@ -89,6 +89,8 @@ class TestSet:
 
     def drop(self, name: str, reference: Outputs, outputs: Outputs) -> dict[str, float]:
         """Return the points lost from `reference` to `outputs`, with the paired-bootstrap interval."""
+        if outputs is reference:
+            return {f"drop_{name}": 0.0, f"drop_{name}_low": 0.0, f"drop_{name}_high": 0.0}
         before, after = self.task.scorer(reference, self.truth), self.task.scorer(outputs, self.truth)
         low, high = statistics.paired(before, after, len(self.rows), self.measure.resamples, self.seed)
         points = 100 * (before(None) - after(None))
