@@ -128,7 +128,7 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
                     "epoch": epoch + 1,
                     "loss": round(total / len(train), 6),
                     "lr": round(rate, 9),
-                    f"val_{setup.task.METRIC}": round(score, 6),
+                    "val_metric": round(score, 6),
                 }
             )
             _save(checkpoint, model, optimizer, curves)

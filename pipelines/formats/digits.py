@@ -16,6 +16,7 @@ from pipelines.params import Section
 class Options(Section):
     """Options of the built-in digits."""
 
+    path: str = Field(min_length=1, description="What DVC watches for a change of the data: this module.")
     size: int = Field(ge=8, le=512, description="Edge in pixels to which the 8x8 scans are brought (bicubic).")
 
 

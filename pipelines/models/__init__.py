@@ -25,6 +25,12 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
+def options_of(family: str) -> type[Section]:
+    """Return the options of a family, one of `names()`."""
+    found: type[Section] = importlib.import_module(f"{__name__}.{family}").Options
+    return found
+
+
 def options(model: dict[str, Any], key: str) -> tuple[ModuleType, Section]:
     """Return the family's module and the typed options of `{family: NAME, ...}` found under `key`.
 

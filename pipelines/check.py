@@ -1,0 +1,121 @@
+"""Checks the whole of `params.yaml`, and that this machine can run it, before any stage does."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipelines import evaluation, formats, models, params, prepare, runtimes, tasks, training
+from pipelines.calibrate import Calibrate
+from pipelines.data import Input
+from pipelines.distill import Distill
+from pipelines.files import to_json, write_file, write_json
+from pipelines.params import Section
+from pipelines.prune import Prune
+from pipelines.stage import StageError, run
+from pipelines.targets import Target
+from pipelines.targets import check as check_target
+
+SCHEMA = Path("params.schema.json")
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    project: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the project in the model registry.")
+    task: str = Field(description="A file of pipelines/tasks/.")
+    seed: int = Field(ge=0)
+    threads: int = Field(ge=1, description="Threads of training; another number gives other weights.")
+    data: prepare.Data
+    input: Input
+    augment: training.Augment
+    teacher: dict[str, Any] = Field(description="A file of pipelines/models/, as `family`, and its options.")
+    train: training.Schedule
+    student: dict[str, Any] = Field(description="A file of pipelines/models/, as `family`, and its options.")
+    distill: Distill
+    prune: Prune
+    calibrate: Calibrate
+    measure: evaluation.Measure
+    targets: dict[str, Target] = Field(min_length=1, description="Hardware targets, by name.")
+
+
+def main(path: Path, out: Path) -> None:
+    """Write `out`, always the same: stages that depend on it run after the check, but not because of it.
+
+    Raises StageError with one line for each mistake in the file at `path`.
+    """
+    if mistakes := check(path):
+        raise StageError("\n".join(mistakes))
+    write_json(out, {"checked": True})
+
+
+def check(path: Path) -> list[str]:
+    """Return every mistake in the file, one line each: where, what is wrong, what to do."""
+    try:
+        found = params.parse(params.read(path), Params, "", path)
+    except StageError as error:
+        return str(error).splitlines()
+    checks = [
+        lambda: tasks.load(found.task),
+        lambda: prepare.source(found.data),
+        lambda: models.options(found.teacher, "teacher"),
+        lambda: models.options(found.student, "student"),
+        *(lambda name=name, target=target: _target(name, target, found.task) for name, target in found.targets.items()),
+    ]
+    mistakes = []
+    for one in checks:
+        try:
+            one()
+        except StageError as error:
+            mistakes += str(error).splitlines()
+    return mistakes
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of `params.yaml`, with the options of every family, format and runtime."""
+    found = Params.model_json_schema()
+    families = _choices("family", {n: models.options_of(n) for n in models.names()})
+    found["properties"]["teacher"] |= families
+    found["properties"]["student"] |= families
+    sources = _choices("format", {n: formats.load(n).Options for n in formats.names()})
+    found["$defs"]["Data"]["properties"]["source"] |= sources
+    found["$defs"]["Target"]["properties"]["runtime"]["enum"] = runtimes.names()
+    found["$defs"]["Target"]["properties"]["gates"]["propertyNames"] = {"enum": sorted(_metrics(*tasks.names()))}
+    found["properties"]["task"]["enum"] = tasks.names()
+    return found
+
+
+def _target(name: str, target: Target, task: str) -> None:
+    check_target(name, target)
+    known = _metrics(task)
+    for metric, bound in target.gates.items():
+        if metric not in known:
+            raise StageError(
+                f"params.yaml: targets.{name}.gates.{metric}: no such metric; have: {', '.join(sorted(known))}"
+            )
+        if bound.min is None and bound.max is None:
+            raise StageError(f"params.yaml: targets.{name}.gates.{metric}: bounds nothing; give it a min or a max")
+
+
+def _metrics(*names: str) -> set[str]:
+    return {*evaluation.METRICS, *(tasks.load(name).METRIC for name in names)}
+
+
+def _choices(key: str, options: dict[str, type[Section]]) -> dict[str, Any]:
+    choices = []
+    for name, model in options.items():
+        one = model.model_json_schema()
+        one["properties"] = {key: {"const": name}, **one.get("properties", {})}
+        one["required"] = [key, *one.get("required", [])]
+        choices.append(one)
+    return {"oneOf": choices}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--schema"]:
+        with write_file(SCHEMA) as part:
+            part.write_text(to_json(json.loads(json.dumps(schema()))), encoding="utf-8")
+    else:
+        run(main)
