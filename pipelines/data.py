@@ -56,6 +56,13 @@ class Dataset:
         values = [[b["x"], b["y"], b["width"], b["height"], b["label"]] for b in found]
         return np.array(values, np.float64).reshape(-1, 5)
 
+    def stratum(self, row: int) -> int:
+        """Return the class by which a row is stratified: its label, or the first box's class (-1: none)."""
+        if self.info["task"] == "classification":
+            return int(self.labels[row])
+        boxes = self.boxes(row)
+        return int(boxes[0, 4]) if len(boxes) else -1
+
     @cached_property
     def _places(self) -> list[tuple[str, int, int]]:
         columns = (self.index.column(n).to_pylist() for n in ("shard", "offset", "bytes"))

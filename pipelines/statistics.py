@@ -16,8 +16,15 @@ def interval(score: Scorer, images: int, resamples: int, seed: int) -> tuple[flo
 
 
 def paired(score: Scorer, other: Scorer, images: int, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of `score - other`, both over the same resampled images each time."""
-    return _percentiles([score(sample) - other(sample) for sample in _samples(images, resamples, seed)])
+    """Return the 95 % percentile interval of `score - other`, both over the same resampled images each time.
+
+    Where the two never differ, resampling knows no uncertainty; then the interval reaches 3 / images to both sides
+    (Hanley and Lippman-Hand, If Nothing Goes Wrong, Is Everything All Right?, JAMA 249, 1983).
+    """
+    low, high = _percentiles([score(sample) - other(sample) for sample in _samples(images, resamples, seed)])
+    if low == high:
+        return low - 3 / images, high + 3 / images
+    return low, high
 
 
 def _samples(images: int, resamples: int, seed: int) -> list[NDArray[np.int64]]:

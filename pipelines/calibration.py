@@ -1,0 +1,53 @@
+"""The frozen calibration subset, as the quantizers read it."""
+
+import csv
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.data import Dataset
+from pipelines.files import read_json
+from pipelines.preprocess import Preprocess
+from pipelines.stage import StageError
+
+RANGES = ("minmax", "percentile", "entropy", "mse")
+
+
+class Calibration:
+    """Images in a fixed order, ready for the model, and the activation ranges measured on them."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        self.digest: str = self.manifest["digest"]
+        self.preprocess = Preprocess.from_dict(self.manifest["preprocess"])
+        self.dataset = Dataset(data)
+
+    def __len__(self) -> int:
+        return len(self.manifest["images"])
+
+    def inputs(self, size: int = 1) -> Iterator[NDArray[np.float32]]:
+        """Yield batches float32 N x C x H x W in the manifest's order, reading the images as it goes.
+
+        Raises StageError when an image of the manifest is not in the dataset.
+        """
+        places = {name: row for row, name in enumerate(self.dataset.column("content_hash"))}
+        images = self.manifest["images"]
+        for start in range(0, len(images), size):
+            batch = []
+            for image in images[start : start + size]:
+                if image["content_hash"] not in places:
+                    raise StageError(f"{image['path']}: is in the calibration manifest but not in the dataset")
+                batch.append(self.preprocess(self.dataset.image(places[image["content_hash"]])))
+            yield np.stack(batch)
+
+    @cached_property
+    def activations(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """The lowest and highest value of each tensor by each method of RANGES: tensor -> method -> (low, high)."""
+        with (self.folder / "activations.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {r["tensor"]: {m: (float(r[f"{m}_low"]), float(r[f"{m}_high"])) for m in RANGES} for r in rows}

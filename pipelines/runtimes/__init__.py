@@ -1,0 +1,36 @@
+"""Runtimes: one file each, named in `targets.T.runtime`. A runtime knows how to quantize for it, load it and run it.
+
+Each module has:
+
+- `PACKAGES`, the import names it needs; `PRECISIONS`, what it can make; `FILES`, an artifact's files, the one to
+  load first;
+- `Options(Section)`, what stands in `targets.T.options` of an INT8 target;
+- `quantize(source, calibration, precision, options, out) -> dict`: makes the artifact in the folder `out` from an
+  FP32 ONNX file (`calibration` and `options` are None unless the precision is `int8`), and says what was done;
+- `load(artifact, threads)`: returns a function from a batch, float32 N x C x H x W, to a list of output arrays. It
+  needs numpy and the runtime alone and imports inside itself, so that its source can travel to a device.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from types import ModuleType
+
+from pipelines.stage import StageError
+
+
+def names() -> list[str]:
+    """Return the names of all runtimes."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def load(name: str, key: str = "runtime") -> ModuleType:
+    """Import the module of a runtime. Raises StageError when there is none of that name."""
+    if name not in names():
+        raise StageError(f"params.yaml: {key}: no such runtime {name!r}; have: {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def missing(runtime: ModuleType) -> list[str]:
+    """Return the packages of a runtime that are not installed."""
+    return [p for p in runtime.PACKAGES if importlib.util.find_spec(p) is None]

@@ -1,0 +1,54 @@
+"""Targets: entries of `params.yaml` that name a runtime, a precision, a device and their gates."""
+
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipelines import runtimes
+from pipelines.params import Section, parse, section
+from pipelines.stage import StageError
+
+
+class Bound(Section):
+    """The values of a metric with which a gate is passed."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class Target(Section):
+    """One hardware target."""
+
+    runtime: str = Field(description="A file of pipelines/runtimes/.")
+    precision: Literal["fp32", "fp16", "int8"]
+    device: Literal["cpu"]
+    options: dict[str, Any] = Field(description="How the runtime quantizes to INT8; empty for another precision.")
+    gates: dict[str, Bound] = Field(description="Bounds of metrics that a release must keep.")
+
+
+def read(name: str) -> tuple[Target, ModuleType, Any]:
+    """Return a target of `params.yaml`, the module of its runtime, and its typed options.
+
+    Raises StageError when the entry is wrong, or its runtime is not installed or lacks the precision.
+    """
+    key = f"targets.{name}"
+    return check(name, section(key, Target))
+
+
+def check(name: str, target: Target) -> tuple[Target, ModuleType, Any]:
+    """Return what `read` returns, for an entry that is read already."""
+    key = f"targets.{name}"
+    runtime = runtimes.load(target.runtime, f"{key}.runtime")
+    if target.precision not in runtime.PRECISIONS:
+        have = ", ".join(runtime.PRECISIONS)
+        raise StageError(f"params.yaml: {key}.precision: {target.runtime} has no {target.precision}; have: {have}")
+    if target.precision != "int8" and target.options:
+        raise StageError(f"params.yaml: {key}.options: {target.precision} takes none; write {{}}")
+    options = parse(target.options, runtime.Options, f"{key}.options") if target.precision == "int8" else None
+    if lacking := runtimes.missing(runtime):
+        raise StageError(
+            f"params.yaml: {key}.runtime: {target.runtime} needs {', '.join(lacking)}, not installed here; "
+            f"run `pip install {' '.join(lacking)}`, or take the target out"
+        )
+    return target, runtime, options

@@ -1,0 +1,53 @@
+"""Measures one target's artifact on its real runtime, beside FP32 in the same runtime. It judges nothing."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from pipelines import evaluation, measure, targets
+from pipelines.files import sha256_file, size_of, write_json
+from pipelines.stage import run
+
+
+def main(name: str, data: Path, onnx: Path, baseline: Path, artifact: Path, out: Path, outputs: Path) -> None:
+    """Write `out`, the metrics of target `name` (JSON), and `outputs`, what its artifact said of the test split (.npz).
+
+    The candidate takes turns in one process with its FP32 twin, the same pruned model, and then with the teacher.
+    """
+    target, runtime, _ = targets.read(name)
+    test = evaluation.read(data, onnx)
+    file = artifact / runtime.FILES[0]
+    found = test.outputs(runtime.load(file, test.measure.threads))
+    pruned, teacher = (evaluation.read_outputs(baseline / f"{n}.npz") for n in ("pruned", "teacher"))
+    options = test.measure.model_dump()
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = {}
+        for twin in ("pruned", "teacher"):
+            runtime.quantize(onnx / f"{twin}.onnx", None, "fp32", None, Path(folder) / twin)
+            files = {"candidate": file, "twin": Path(folder) / twin / runtime.FILES[0]}
+            pairs[twin] = measure.interleaved(target.runtime, files, test.shape, options)["times_ms"]
+    size = sum(size_of(artifact / name) for name in runtime.FILES)
+    fp32 = float(np.median(pairs["pruned"]["twin"]))
+    evaluation.write_outputs(outputs, found)
+    write_json(
+        out,
+        {
+            **test.score(found),
+            **test.drop("teacher", teacher, found),
+            **test.drop("fp32", pruned, found),
+            **evaluation.latency(pairs["pruned"]["candidate"]),
+            **measure.alone(target.runtime, file, test.shape, options),
+            "agreement": test.task.agreement(pruned, found),
+            "size_bytes": size,
+            "compression": size_of(onnx / "teacher.onnx") / size,
+            "fp32_p50_ms": fp32,
+            "speedup": fp32 / float(np.median(pairs["pruned"]["candidate"])),
+            "speedup_teacher": float(np.median(pairs["teacher"]["twin"]) / np.median(pairs["teacher"]["candidate"])),
+            "sha256": {name: sha256_file(artifact / name) for name in runtime.FILES},
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main)
