@@ -1,7 +1,6 @@
 """Packs the bundle of a target: everything a device needs, and the signed evidence of what it is."""
 
 import ast
-import importlib
 import inspect
 import runpy
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import card, images, predict, preprocess, signing
+from pipelines import card, images, predict, preprocess, signing, targets, tasks
 from pipelines.data import Dataset
 from pipelines.files import (
     copy_file,
@@ -49,8 +48,7 @@ def main(
     the folders of those stages. Raises StageError when a part is missing or the packed program does not run.
     """
     options = section("export", Export)
-    settings = section_of(target)
-    runtime = importlib.import_module(f"pipelines.runtimes.{settings['runtime']}")
+    settings, runtime, _ = targets.read(target)
     dataset = Dataset(data)
     with write_folder(out) as folder:
         for path in tree(artifact):
@@ -58,31 +56,31 @@ def main(
             copy_file(path, folder / ("quantize.json" if inside.name == "quantize.json" else Path("model") / inside))
         if not (folder / "model" / runtime.FILES[0]).is_file():
             raise StageError(f"{artifact}: has no {runtime.FILES[0]}; run: dvc repro quantize@{target}")
+        measured = read_json(metrics)
+        files = {p.name: sha256_file(p) for p in tree(folder / "model")}
+        if measured["sha256"] != files:
+            raise StageError(f"{metrics}: measures another artifact than {artifact}; run: dvc repro validate@{target}")
         copy_file(onnx / "preprocess.json", folder / "preprocess.json")
         model = read_json(onnx / "model.json")
         classes = model["classes"]
-        task = importlib.import_module(f"pipelines.tasks.{model['task']}")
-        write_json(folder / "postprocess.json", {**task.POSTPROCESS, "classes": classes})
+        write_json(folder / "postprocess.json", {**tasks.load(model["task"]).POSTPROCESS, "classes": classes})
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
         (folder / "predict.py").write_text(program(runtime), encoding="utf-8")
         evidence = {
             "format": FORMAT,
             "project": value("project"),
             "target": target,
-            **{key: settings[key] for key in ("runtime", "precision", "device")},
+            **settings.model_dump(include={"runtime", "precision", "device"}),
             "task": model["task"],
-            "artifact": {
-                "sha256": sha256_tree(folder / "model"),
-                "files": {p.name: sha256_file(p) for p in tree(folder / "model")},
-            },
+            "artifact": {"sha256": sha256_tree(folder / "model"), "files": files},
             "source": {"sha256": sha256_file(onnx / "pruned.onnx")},
             "data": {**dataset.info, "sha256": data_hash(data)},
             "calibration": read_json(calibration / "manifest.json")["digest"],
-            "params": {"targets": {target: settings}},
-            "params_sha256": sha256_bytes(to_json(settings).encode()),
+            "params": {f"targets.{target}": settings.model_dump()},
+            "params_sha256": sha256_bytes(to_json(settings.model_dump()).encode()),
             "code": {"sha256": code_hash()},
             "packages": card.packages(imports(runtime)),
-            "metrics": read_json(metrics),
+            "metrics": measured,
             "verdict": read_json(verdict),
             "golden": golden(folder, dataset, options),
         }
@@ -93,15 +91,6 @@ def main(
         (folder / SUMS).write_text(sums, encoding="utf-8")
         signing.sign(folder)
     print(f"{target}: {evidence['verdict']['verdict']}; bundle {sha256_file(out / SUMS)[:12]}")
-
-
-def section_of(target: str) -> dict[str, Any]:
-    """Return the entry of `target` in params.yaml as plain data. Raises StageError when there is none."""
-    targets = value("targets")
-    if target not in targets:
-        raise StageError(f"params.yaml: targets.{target}: missing; have: {', '.join(sorted(targets))}")
-    entry: dict[str, Any] = targets[target]
-    return entry
 
 
 def program(runtime: ModuleType) -> str:
@@ -162,7 +151,7 @@ def golden(folder: Path, dataset: Dataset, options: Export) -> dict[str, Any]:
 
 
 def data_hash(data: Path) -> str:
-    """Return the SHA-256 that stands for a dataset: of its description and its index, which holds every content hash."""
+    """Return the SHA-256 of a dataset: of its description and its index, which holds every content hash."""
     return sha256_bytes("".join(sha256_file(data / name) for name in ("dataset.json", "index.parquet")).encode())
 
 

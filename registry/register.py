@@ -125,6 +125,8 @@ def _log(client: Any, experiment: str, variant: Variant) -> tuple[str, str]:
 
 def _log_model(variant: Variant) -> str:
     """Log the model itself, with its signature and requirements given, so that MLflow need not try to find them."""
+    import warnings
+
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
@@ -135,13 +137,15 @@ def _log_model(variant: Variant) -> str:
             inputs=Schema([ColSpec("binary", "image")]),
             outputs=Schema([ColSpec("string", "label"), ColSpec("long", "class"), ColSpec("double", "score")]),
         )
-        info = mlflow.pyfunc.log_model(
-            name=variant.name,
-            loader_module="registry.pyfunc",
-            data_path=str(variant.bundle),
-            signature=signature,
-            pip_requirements=["quantmill", *(f"{n}=={v}" for n, v in evidence["packages"].items())],
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*input example")
+            info = mlflow.pyfunc.log_model(
+                name=variant.name,
+                loader_module="registry.pyfunc",
+                data_path=str(variant.bundle),
+                signature=signature,
+                pip_requirements=["quantmill", *(f"{n}=={v}" for n, v in evidence["packages"].items())],
+            )
     else:
         import numpy as np
         import onnx
@@ -195,7 +199,7 @@ def _version(client: Any, variant: Variant, ids: tuple[str, str]) -> None:
         versions = [*versions, made]
     passed = [int(v.version) for v in versions if v.tags.get(f"{TAG}.verdict") == "passed"]
     aliases = client.get_registered_model(name).aliases
-    if passed and aliases.get(CANDIDATE) != str(max(passed)):
+    if passed and int(aliases.get(CANDIDATE, 0)) != max(passed):
         client.set_registered_model_alias(name, CANDIDATE, str(max(passed)))
 
 

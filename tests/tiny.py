@@ -44,7 +44,7 @@ METRICS = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_keys(tmp_path_factory):
+def own_keys(tmp_path_factory):
     """The tests sign with a key of their own, and never touch that of the user."""
     patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("config")
@@ -60,14 +60,17 @@ def _own_keys(tmp_path_factory):
 def built(tmp_path_factory) -> Path:
     """A project folder with `params.yaml` and `build/`, all but the bundles."""
     from pipelines import prepare
-    from pipelines.files import write_json
+    from pipelines.files import sha256_bytes, write_json
+    from registry import tracking
 
     root = tmp_path_factory.mktemp("project")
     (root / "params.yaml").write_text(PARAMS)
     build = root / "build"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setenv("MLFLOW_TRACKING_URI", "")
         prepare.main(build / "data")
+        tracking.client()  # makes the database once for all tests
     weights = linear(build / "data")
     for name in ("teacher", "student", "pruned"):
         (build / "onnx").mkdir(exist_ok=True)
@@ -90,9 +93,9 @@ def built(tmp_path_factory) -> Path:
             "std": info["std"],
         },
     )
-    write_json(build / "baseline" / "metrics.json", {n: METRICS for n in ("teacher", "student", "pruned")})
+    write_json(build / "baseline" / "metrics.json", dict.fromkeys(("teacher", "student", "pruned"), METRICS))
     write_json(build / "calibration" / "manifest.json", {"digest": "c" * 64})
-    write_json(build / "metrics" / f"{TARGET}.json", METRICS)
+    write_json(build / "metrics" / f"{TARGET}.json", {**METRICS, "sha256": {"model.onnx": sha256_bytes(weights)}})
     write_json(build / "verdicts" / f"{TARGET}.json", verdict("passed"))
     (build / "targets" / TARGET).mkdir(parents=True)
     (build / "targets" / TARGET / "model.onnx").write_bytes(weights)
@@ -106,6 +109,7 @@ def project(built, tmp_path, monkeypatch) -> Path:
     root = tmp_path / "project"
     shutil.copytree(built, root, copy_function=shutil.copyfile)
     monkeypatch.chdir(root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow.set_tracking_uri writes into it
     export(root)
     return root
 
@@ -113,13 +117,14 @@ def project(built, tmp_path, monkeypatch) -> Path:
 def export(root: Path, **changes) -> Path:
     """Export the bundle of the target, with `verdict`, `metrics` or `target` changed; return its folder."""
     from pipelines import export as stage
-    from pipelines.files import write_json
+    from pipelines.files import read_json, write_json
 
     build = root / "build"
     if "verdict" in changes:
         write_json(build / "verdicts" / f"{TARGET}.json", verdict(changes["verdict"]))
     if "metrics" in changes:
-        write_json(build / "metrics" / f"{TARGET}.json", {**METRICS, **changes["metrics"]})
+        path = build / "metrics" / f"{TARGET}.json"
+        write_json(path, {**read_json(path), **changes["metrics"]})
     stage.main(
         TARGET,
         build / "targets" / TARGET,
@@ -136,16 +141,21 @@ def export(root: Path, **changes) -> Path:
 def verdict(word: str) -> dict:
     """Return a verdict with one gate."""
     value = {"passed": 0.1, "failed": 2.5, "inconclusive": 0.4}[word]
+    reason = f"drop_fp32 is {value}; at most 0.5 is wanted"
     gate = {"metric": "drop_fp32", "bound": "max", "threshold": 0.5, "value": value, "low": 0.0, "high": value}
-    return {"verdict": word, "gates": [{**gate, "result": word, "reason": "" if word == "passed" else "too much"}]}
+    return {
+        "verdict": word,
+        "gates": [{**gate, "result": word, "reason": reason}],
+    }
 
 
 def linear(data: Path) -> bytes:
     """Train a logistic regression on the prepared training images; return it as ONNX, N x 1 x 8 x 8 to N x 10."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
-    from pipelines.data import Dataset, Input
     from sklearn.linear_model import LogisticRegression
+
+    from pipelines.data import Dataset, Input
 
     dataset = Dataset(data)
     prepare = dataset.preprocess(Input(height=8, width=8, resize="stretch"))
