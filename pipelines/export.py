@@ -1,0 +1,166 @@
+"""Packs the bundle of a target: everything a device needs, and the signed evidence of what it is."""
+
+import ast
+import inspect
+import runpy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipelines import card, images, predict, preprocess, signing, targets, tasks
+from pipelines.data import Dataset
+from pipelines.files import (
+    copy_file,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    sha256_tree,
+    to_json,
+    tree,
+    write_folder,
+    write_json,
+)
+from pipelines.params import Section, section, value
+from pipelines.preprocess import Preprocess
+from pipelines.stage import StageError, run
+
+SUMS = "SHA256SUMS"
+FORMAT = 1  # of the evidence
+
+
+class Export(Section):
+    """What a bundle carries besides the model."""
+
+    golden: int = Field(ge=1, le=256, description="Test images in the bundle, on which a machine proves itself.")
+    golden_lost: int = Field(ge=0, description="How many of them a machine may get wrong that were right here.")
+
+
+def main(
+    target: str, artifact: Path, metrics: Path, verdict: Path, onnx: Path, data: Path, calibration: Path, out: Path
+) -> None:
+    """Write the bundle `out` of `target`, run it once on its golden images, and sign it.
+
+    `artifact` is the folder of `quantize`, `metrics` and `verdict` are JSON files, `onnx`, `data` and `calibration`
+    the folders of those stages. Raises StageError when a part is missing or the packed program does not run.
+    """
+    options = section("export", Export)
+    settings, runtime, _ = targets.read(target)
+    dataset = Dataset(data)
+    with write_folder(out) as folder:
+        for path in tree(artifact):
+            inside = path.relative_to(artifact)
+            copy_file(path, folder / ("quantize.json" if inside.name == "quantize.json" else Path("model") / inside))
+        if not (folder / "model" / runtime.FILES[0]).is_file():
+            raise StageError(f"{artifact}: has no {runtime.FILES[0]}; run: dvc repro quantize@{target}")
+        measured = read_json(metrics)
+        files = {p.name: sha256_file(p) for p in tree(folder / "model")}
+        if measured["sha256"] != files:
+            raise StageError(f"{metrics}: measures another artifact than {artifact}; run: dvc repro validate@{target}")
+        copy_file(onnx / "preprocess.json", folder / "preprocess.json")
+        model = read_json(onnx / "model.json")
+        classes = model["classes"]
+        write_json(folder / "postprocess.json", {**tasks.load(model["task"]).POSTPROCESS, "classes": classes})
+        (folder / "labels.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+        (folder / "predict.py").write_text(program(runtime), encoding="utf-8")
+        evidence = {
+            "format": FORMAT,
+            "project": value("project"),
+            "target": target,
+            **settings.model_dump(include={"runtime", "precision", "device"}),
+            "task": model["task"],
+            "artifact": {"sha256": sha256_tree(folder / "model"), "files": files},
+            "source": {"sha256": sha256_file(onnx / "pruned.onnx")},
+            "data": {**dataset.info, "sha256": data_hash(data)},
+            "calibration": read_json(calibration / "manifest.json")["digest"],
+            "params": {f"targets.{target}": settings.model_dump()},
+            "params_sha256": sha256_bytes(to_json(settings.model_dump()).encode()),
+            "code": {"sha256": code_hash()},
+            "packages": card.packages(imports(runtime)),
+            "metrics": measured,
+            "verdict": read_json(verdict),
+            "golden": golden(folder, dataset, options),
+        }
+        write_json(folder / "evidence.json", evidence)
+        (folder / "MODEL_CARD.md").write_text(card.markdown(evidence), encoding="utf-8")
+        write_json(folder / "sbom.cdx.json", card.bom(evidence))
+        sums = "".join(f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}\n" for p in tree(folder))
+        (folder / SUMS).write_text(sums, encoding="utf-8")
+        signing.sign(folder)
+    print(f"{target}: {evidence['verdict']['verdict']}; bundle {sha256_file(out / SUMS)[:12]}")
+
+
+def program(runtime: ModuleType) -> str:
+    """Return the source of a bundle's `predict.py`: one file, which needs numpy and the runtime alone."""
+    parts = [inspect.getsource(module) for module in (predict, images, preprocess)]
+    lines = [line for part in parts for line in part.splitlines() if not line.startswith("from pipelines.")]
+    load = inspect.getsource(runtime.load)
+    artifact = runtime.FILES[0]
+    return "\n".join(
+        [
+            *lines,
+            f"\n\n{load}",
+            "",
+            "def model(threads: int = 1) -> Model:",
+            '    """Return the model of the bundle in which this file lies."""',
+            f"    return Model(Path(__file__).resolve().parent, load, {artifact!r}, threads)",
+            "",
+            "",
+            'if __name__ == "__main__":',
+            f"    main(Path(__file__).resolve().parent, load, {artifact!r})",
+            "",
+        ]
+    )
+
+
+def imports(runtime: ModuleType) -> tuple[str, ...]:
+    """Return what `load` imports: what a device needs, which is less than what quantizing needs."""
+    found = ast.walk(ast.parse(inspect.getsource(runtime.load)))
+    return tuple(sorted({alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}))
+
+
+def golden(folder: Path, dataset: Dataset, options: Export) -> dict[str, Any]:
+    """Write the golden images and labels into the bundle, run its program on them, and return how it scores.
+
+    The images come from the test split, in turn from each class, in the order of their content hash; they are
+    brought to the model's size, N x H x W x C in the dataset's dtype.
+    """
+    prepare = Preprocess.from_dict(read_json(folder / "preprocess.json"))
+    hashes = dataset.column("content_hash")
+    places: dict[int, int] = {}
+    turns = []
+    for row in sorted(dataset.rows("test"), key=lambda r: str(hashes[r])):
+        stratum = dataset.stratum(row)
+        places[stratum] = places.get(stratum, 0) + 1
+        turns.append((places[stratum], stratum, int(row)))
+    rows = [row for *_, row in sorted(turns)[: options.golden]]
+    pixels = np.stack([prepare.pixels(dataset.image(row)) for row in rows])
+    labels: NDArray[np.int64] = np.array([dataset.stratum(row) for row in rows], np.int64)
+    (folder / "golden").mkdir()
+    np.save(folder / "golden" / "images.npy", pixels, allow_pickle=False)
+    np.save(folder / "golden" / "labels.npy", labels, allow_pickle=False)
+    try:
+        found = runpy.run_path(str(folder / "predict.py"))["model"]()(list(pixels))
+    except Exception as error:
+        raise StageError(f"{folder.name}: the packed program does not run: {error}") from error
+    correct = int(sum(p["class"] == label for p, label in zip(found, labels, strict=True)))
+    return {"images": len(rows), "correct": correct, "required": max(correct - options.golden_lost, 0)}
+
+
+def data_hash(data: Path) -> str:
+    """Return the SHA-256 of a dataset: of its description and its index, which holds every content hash."""
+    return sha256_bytes("".join(sha256_file(data / name) for name in ("dataset.json", "index.parquet")).encode())
+
+
+def code_hash() -> str:
+    """Return the SHA-256 of the source of the stages, in the form of `sha256_tree`."""
+    root = Path(__file__).parent
+    lines = [f"{sha256_file(p)}  {p.relative_to(root).as_posix()}\n" for p in tree(root) if p.suffix == ".py"]
+    return sha256_bytes("".join(lines).encode())
+
+
+if __name__ == "__main__":
+    run(main)

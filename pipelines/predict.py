@@ -1,0 +1,89 @@
+"""Runs a bundle: images in, labelled predictions out. Needs numpy and the bundle's runtime alone.
+
+usage: python predict.py [--verify] IMAGE... ; .npy arrays H x W x C, or image files where Pillow is installed.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.images import ImageError, decode
+from pipelines.preprocess import Preprocess
+
+Predict = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
+
+
+def classify(outputs: Sequence[NDArray[Any]], postprocess: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return of each image the most probable class: `label`, `class` and `score`, the softmax of its logit."""
+    logits = np.asarray(outputs[0], np.float64)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    best = shares.argmax(1)
+    return [
+        {"label": postprocess["classes"][n], "class": int(n), "score": round(float(shares[row, n]), 6)}
+        for row, n in enumerate(best)
+    ]
+
+
+DECODERS = {"classification": classify}
+
+
+class Model:
+    """The artifact of a bundle with its pre- and postprocessing; `load` is that of the bundle's runtime."""
+
+    def __init__(self, folder: Path, load: Callable[[Path, int], Predict], artifact: str, threads: int) -> None:
+        read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
+        self.preprocess = Preprocess.from_dict(read("preprocess.json"))
+        self.postprocess: dict[str, Any] = read("postprocess.json")
+        self.run = load(folder / "model" / artifact, threads)
+
+    def __call__(self, images: Sequence[NDArray[Any]]) -> list[dict[str, Any]]:
+        """Return the prediction for each image, H x W x C. Raises ValueError on a wrong number of channels."""
+        batch = np.stack([self.preprocess(image) for image in images])
+        return DECODERS[self.postprocess["task"]](self.run(batch), self.postprocess)
+
+
+def read_image(path: Path) -> NDArray[Any]:
+    """Return one image, H x W x C, of a .npy or an image file. Raises ImageError with a reason."""
+    if path.suffix != ".npy":
+        return decode(path.read_bytes())
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except ValueError as error:
+        raise ImageError(f"not a plain array: {error}") from None
+
+
+def verify(folder: Path) -> None:
+    """Compare the bundle's files with SHA256SUMS. Raises ValueError that names the first that differs.
+
+    Sums find damage, not forgery: `quantmill pull` and `quantmill trace` check the signature.
+    """
+    for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        wanted, _, name = line.partition("  ")
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted:
+            raise ValueError(f"{name}: differs from SHA256SUMS; pull the bundle again")
+
+
+def main(folder: Path, load: Callable[[Path, int], Predict], artifact: str) -> None:
+    """Print one JSON line for each image on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--verify", action="store_true", help="compare the files with SHA256SUMS first")
+    parser.add_argument("--threads", type=int, default=1, help="of the runtime")
+    arguments = parser.parse_args()
+    try:
+        if arguments.verify:
+            verify(folder)
+        model = Model(folder, load, artifact, arguments.threads)
+        for path in arguments.images:
+            print(json.dumps({"image": str(path), **model([read_image(path)])[0]}))
+    except (ImportError, OSError, ValueError) as error:
+        print(f"predict: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

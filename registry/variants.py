@@ -1,0 +1,95 @@
+"""Reads what the line made: one record for each model that MLflow shall know."""
+
+import csv
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipelines import params
+from pipelines.files import read_json, sha256_bytes, sha256_file, to_json
+
+STAGES = {"teacher": "train", "student": "distill", "pruned": "prune"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of the line. `folder` is the bundle of a target; `onnx` is the file of an FP32 variant."""
+
+    name: str
+    stage: str
+    content_hash: str
+    data_hash: str
+    params: dict[str, str]
+    metrics: dict[str, float]
+    curves: tuple[dict[str, str], ...]
+    plots: tuple[Path, ...]
+    onnx: Path | None = None
+    bundle: Path | None = None
+    bundle_hash: str | None = None
+    verdict: str | None = None
+
+    @cached_property
+    def record(self) -> str:
+        """The SHA-256 of everything that is logged of it; the same record is logged once."""
+        return sha256_bytes(to_json({k: str(v) if k in _PATHS else v for k, v in asdict(self).items()}).encode())
+
+
+_PATHS = ("onnx", "bundle", "plots")
+
+
+def read(build: Path) -> list[Variant]:
+    """Return the FP32 variants and the targets of the folder `build`, in the order of the line."""
+    # The dataset is known by the hash that stands in every bundle's evidence.
+    from pipelines.export import data_hash
+
+    data = data_hash(build / "data")
+    return [
+        *(_fp32(build, name, data) for name in STAGES if (build / name).is_dir()),
+        *(_target(build, bundle, data) for bundle in sorted((build / "bundles").glob("*/"))),
+    ]
+
+
+def _fp32(build: Path, name: str, data: str) -> Variant:
+    folder = build / name
+    with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
+        curves = tuple(csv.DictReader(file))
+    return Variant(
+        name=name,
+        stage=STAGES[name],
+        content_hash=sha256_file(folder / "model.safetensors"),
+        data_hash=data,
+        params=_flat({k: v for k, v in params.read().items() if k != "targets"}),
+        metrics=_numbers(read_json(build / "baseline" / "metrics.json").get(name, {})),
+        curves=curves,
+        plots=(),
+        onnx=build / "onnx" / f"{name}.onnx",
+    )
+
+
+def _target(build: Path, bundle: Path, data: str) -> Variant:
+    evidence = read_json(bundle / "evidence.json")
+    everything = params.read()
+    return Variant(
+        name=bundle.name,
+        stage="export",
+        content_hash=evidence["artifact"]["sha256"],
+        data_hash=data,
+        params=_flat({**everything, "targets": {bundle.name: everything["targets"].get(bundle.name, {})}}),
+        metrics=_numbers(evidence["metrics"]),
+        curves=(),
+        plots=tuple(sorted((build / "calibration").glob("**/*.png"))),
+        bundle=bundle,
+        bundle_hash=sha256_file(bundle / "SHA256SUMS"),
+        verdict=evidence["verdict"]["verdict"],
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, part in value.items() for k, v in _flat(part, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): str(value)}
+
+
+def _numbers(value: dict[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in sorted(value.items()) if isinstance(v, (int, float)) and not isinstance(v, bool)}

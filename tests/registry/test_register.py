@@ -1,0 +1,82 @@
+"""Registering: once per content, whatever the server does."""
+
+import json
+import time
+
+from registry import register, tracking, variants
+from tests.tiny import MODEL, TARGET, export
+
+
+def test_registers_each_variant_and_version_once(project):
+    build = project / "build"
+    start = time.monotonic()
+    register.main(build, build / "register.json")
+    print("seconds", time.monotonic() - start)
+    client = tracking.client()
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    runs = {r.info.run_name: r for r in client.search_runs([experiment])}
+    assert set(runs) == {"teacher", "student", "pruned", TARGET}
+    assert runs["teacher"].data.metrics["val_accuracy"] == 0.96
+    assert [m.value for m in client.get_metric_history(runs["teacher"].info.run_id, "loss")] == [2.1, 0.4]
+    run = runs[TARGET]
+    models = client.search_logged_models([experiment])
+    assert {m.name for m in models} == set(runs)
+    model = next(m for m in models if m.name == TARGET)
+    measured = {m.key: m for m in model.metrics}
+    assert measured["accuracy"].value == 0.96 and measured["accuracy"].dataset_name == "tiny"
+    assert run.inputs.dataset_inputs[0].dataset.digest == variants.read(build)[0].data_hash[:16]
+    version = client.get_model_version_by_alias(MODEL, "candidate")
+    assert version.tags["quantmill.verdict"] == "passed" and "**passed**" in version.description
+    assert register.sync(variants.read(build)) == "register: 0 of 4 variants were new to MLflow"
+    assert len(client.search_runs([experiment])) == 4 and len(client.search_model_versions(f"name='{MODEL}'")) == 1
+
+
+def test_another_verdict_is_another_version_and_candidate_stays(project):
+    build = project / "build"
+    register.main(build, build / "register.json")
+    export(project, verdict="failed")
+    register.main(build, build / "register.json")
+    client = tracking.client()
+    assert len(client.search_model_versions(f"name='{MODEL}'")) == 2
+    assert client.get_model_version_by_alias(MODEL, "candidate").version == 1
+    export(project, verdict="passed", metrics={"accuracy": 0.97})
+    register.main(build, build / "register.json")
+    assert client.get_model_version_by_alias(MODEL, "candidate").version == 3
+
+
+def test_the_output_holds_nothing_that_mlflow_chose(project):
+    build = project / "build"
+    register.main(build, build / "one.json")
+    tracking.client().delete_registered_model(MODEL)
+    register.main(build, build / "two.json")
+    assert (build / "one.json").read_bytes() == (build / "two.json").read_bytes()
+    assert json.loads((build / "one.json").read_text())["models"][MODEL]["verdict"] == "passed"
+
+
+def test_a_server_that_is_down_costs_one_line(project, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    register.main(project / "build", project / "build" / "register.json")
+    out = capsys.readouterr().out
+    assert "does not answer" in out and "quantmill sync" in out
+    assert (project / "build" / "register.json").is_file()
+
+
+def test_an_interrupted_run_is_done_again_and_only_once(project, monkeypatch):
+    build = project / "build"
+    found = variants.read(build)
+    client = tracking.client()
+    real, calls = type(client).log_inputs, []
+
+    def fail(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("the wire was cut")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(type(client), "log_inputs", fail)
+    assert "the wire was cut" in register.sync(found)
+    assert register.sync(found) == "register: 2 of 4 variants were new to MLflow"
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    runs = client.search_runs([experiment])
+    assert sorted(r.info.run_name for r in runs) == sorted(v.name for v in found)
+    assert {r.info.status for r in runs} == {"FINISHED"}
