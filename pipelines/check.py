@@ -11,6 +11,7 @@ from pipelines import evaluation, formats, models, params, prepare, runtimes, ta
 from pipelines.calibrate import Calibrate
 from pipelines.data import Input
 from pipelines.distill import Distill
+from pipelines.export import Export
 from pipelines.files import to_json, write_file, write_json
 from pipelines.params import Section
 from pipelines.prune import Prune
@@ -38,6 +39,7 @@ class Params(Section):
     prune: Prune
     calibrate: Calibrate
     measure: evaluation.Measure
+    export: Export
     targets: dict[str, Target] = Field(min_length=1, description="Hardware targets, by name.")
 
 
