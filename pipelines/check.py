@@ -74,7 +74,7 @@ def check(path: Path) -> list[str]:
             one()
         except StageError as error:
             mistakes += str(error).splitlines()
-    return mistakes
+    return list(dict.fromkeys(mistakes))
 
 
 def schema() -> dict[str, Any]:
