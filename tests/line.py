@@ -40,8 +40,8 @@ def change(root: Path, changes: dict) -> None:
     file.write_text(yaml.safe_dump(merge(params.read(file), changes), sort_keys=False))
 
 
-def copy(root: Path, shrunk: dict | None = None) -> Path:
-    """Make `root` a git repository with the project's files as they are here, and shrunk params."""
+def copy(root: Path, shrunk: dict | None = None, whole: bool = False) -> Path:
+    """Make `root` a git repository with the project's files as they are here, and (but for `whole`) shrunk params."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -52,7 +52,7 @@ def copy(root: Path, shrunk: dict | None = None) -> Path:
         if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")) and name != "dvc.lock":
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, root / name)
-    change(root, merge(SHRUNK, shrunk or {}))
+    change(root, merge({} if whole else SHRUNK, shrunk or {}))
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "The project"]):
         run(root, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words)
     return root
