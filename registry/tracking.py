@@ -37,7 +37,7 @@ def reachable(seconds: float = 3) -> bool:
     if not uri().startswith("http"):
         return True
     try:
-        return requests.get(f"{uri().rstrip('/')}/health", timeout=seconds).ok
+        return bool(requests.get(f"{uri().rstrip('/')}/health", timeout=seconds).ok)
     except requests.RequestException:
         return False
 
