@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pipelines import evaluation, formats, models, params, prepare, runtimes, tasks, training
 from pipelines.calibrate import Calibrate
+from pipelines.check_data import Contract
 from pipelines.data import Input
 from pipelines.distill import Distill
 from pipelines.export import Export
@@ -30,6 +31,7 @@ class Params(Section):
     seed: int = Field(ge=0)
     threads: int = Field(ge=1, description="Threads of training; another number gives other weights.")
     data: prepare.Data
+    contract: Contract
     input: Input
     augment: training.Augment
     teacher: dict[str, Any] = Field(description="A file of pipelines/models/, as `family`, and its options.")
@@ -72,7 +74,7 @@ def check(path: Path) -> list[str]:
             one()
         except StageError as error:
             mistakes += str(error).splitlines()
-    return mistakes
+    return list(dict.fromkeys(mistakes))
 
 
 def schema() -> dict[str, Any]:

@@ -56,12 +56,16 @@ class Dataset:
         values = [[b["x"], b["y"], b["width"], b["height"], b["label"]] for b in found]
         return np.array(values, np.float64).reshape(-1, 5)
 
+    def labels_of(self, row: int) -> NDArray[np.int64]:
+        """Return the class ids of one image: of its label, or of each of its boxes."""
+        if self.info["task"] == "classification":
+            return self.labels[row : row + 1]
+        return self.boxes(row)[:, 4].astype(np.int64)
+
     def stratum(self, row: int) -> int:
         """Return the class by which a row is stratified: its label, or the first box's class (-1: none)."""
-        if self.info["task"] == "classification":
-            return int(self.labels[row])
-        boxes = self.boxes(row)
-        return int(boxes[0, 4]) if len(boxes) else -1
+        labels = self.labels_of(row)
+        return int(labels[0]) if len(labels) else -1
 
     @cached_property
     def _places(self) -> list[tuple[str, int, int]]:

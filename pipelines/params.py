@@ -93,7 +93,9 @@ def parse(value: Any, model: type[S], key: str, path: Path = PARAMS) -> S:
     try:
         return model.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        lines = [explain(detail, model, key) for detail in error.errors()]
+        details = error.errors()
+        meant = {(*d["loc"][:-1], near) for d in details if (near := _near(d, model))}
+        lines = [explain(d, model, key) for d in details if not (d["type"] == "missing" and d["loc"] in meant)]
         raise StageError("\n".join(f"{path}: {line}" for line in lines)) from None
     except TypeError as error:
         raise StageError(f"{path}: {key}: {error}; write it as text in quotes") from None
@@ -104,9 +106,8 @@ def explain(detail: ErrorDetails, model: type[BaseModel], key: str = "") -> str:
     loc = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
     where = ".".join([key, *loc] if key else loc)
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(model, loc[:-1])
-        near = difflib.get_close_matches(loc[-1], known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "have: " + ", ".join(sorted(known))
+        near = _near(detail, model)
+        hint = f"did you mean '{near}'?" if near else "have: " + ", ".join(sorted(_fields_at(model, loc[:-1])))
         return f"{where}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{where}: missing; add it (see params.schema.json)"
@@ -114,6 +115,14 @@ def explain(detail: ErrorDetails, model: type[BaseModel], key: str = "") -> str:
     if detail["type"] == "value_error":
         return f"{where}: {message}"
     return f"{where}: {message} (is {json.dumps(detail['input'], default=str)})"
+
+
+def _near(detail: ErrorDetails, model: type[BaseModel]) -> str | None:
+    """Return the known key that an unknown one is most like, if any."""
+    if detail["type"] != "extra_forbidden":
+        return None
+    loc = [str(part) for part in detail["loc"]]
+    return next(iter(difflib.get_close_matches(loc[-1], _fields_at(model, loc[:-1]), n=1)), None)
 
 
 def _fields_at(model: type[BaseModel], loc: list[str]) -> list[str]:

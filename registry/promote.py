@@ -11,12 +11,7 @@ from registry.reconcile import PRODUCTION, Outcome, reconcile
 
 def check(client: Any, model: str, version: str) -> dict[str, Any]:
     """Return the evidence of a version of `model` that may be promoted. Raises StageError with the reason."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        source = str(client.get_model_version(model, version).source)
-    except MlflowException as error:
-        raise StageError(f"{model} has no version {version}") from error
+    source = str(client.get_model_version(model, version).source)
     with tempfile.TemporaryDirectory() as scratch:
         bundles.fetch(client, source, Path(scratch) / "bundle")
         found = evidence.verify(Path(scratch) / "bundle", model)
@@ -27,12 +22,12 @@ def check(client: Any, model: str, version: str) -> dict[str, Any]:
 def promote(model: str, version: str) -> Outcome:
     """Set `production` on a version (a number or an alias) that proves itself, and reconcile. Raises StageError."""
     client = connect()
-    number = version if version.isdigit() else _by_alias(client, model, version)
+    found = number(client, model, version)
     try:
-        check(client, model, number)
+        check(client, model, found)
     except StageError as error:
-        raise StageError(f"{model} version {number}: {error}") from None
-    client.set_registered_model_alias(model, PRODUCTION, number)
+        raise StageError(f"{model} version {found}: {error}") from None
+    client.set_registered_model_alias(model, PRODUCTION, found)
     return reconcile([model])[0]
 
 
@@ -53,10 +48,13 @@ def connect() -> Any:
     return tracking.client()
 
 
-def _by_alias(client: Any, model: str, alias: str) -> str:
+def number(client: Any, model: str, version: str) -> str:
+    """Return the number of a version that is given as a number or an alias. Raises StageError when there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(client.get_model_version_by_alias(model, alias).version)
+        if version.isdigit():
+            return str(client.get_model_version(model, version).version)
+        return str(client.get_model_version_by_alias(model, version).version)
     except MlflowException as error:
-        raise StageError(f"{model} has no version {alias!r}") from error
+        raise StageError(f"{model} has no version {version}") from error

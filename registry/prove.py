@@ -1,4 +1,4 @@
-"""Runs the golden images of a bundle on this machine, in a process that may crash: `python -m registry.prove BUNDLE`."""
+"""Runs the golden images of a bundle here, in a process of its own: `python -m registry.prove BUNDLE`."""
 
 from pathlib import Path
 

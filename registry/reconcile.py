@@ -99,7 +99,7 @@ def _once(client: Any, model: str) -> Outcome:
 def _roll_out(client: Any, model: str, wanted: str, live: State | None) -> Release | None:
     """Bring the wanted version to serve; return it, or None when it serves already. Raises StageError."""
     source = _source(client, model, wanted)
-    known = {r.source: r for r in (live.history + (live.current,) if live else ())}
+    known = {r.source: r for r in ((*live.history, live.current) if live else ())}
     release = known.get(source)
     if release is None or not _holds(model, release):
         release = _take_in(client, model, Release(wanted, source, ""))
@@ -193,7 +193,8 @@ def _last_good(client: Any, model: str, live: State | None, but: str) -> Release
     """Return the newest release that was confirmed here, still is a version of the model, and still verifies."""
     if live is None:
         return None
-    for release in reversed((*live.history, *((live.current,) if live.confirmed else ()))):
+    confirmed: list[Release] = [*live.history, *([live.current] if live.confirmed else [])]
+    for release in reversed(confirmed):
         if release.version != but and _holds(model, release):
             try:
                 if _source(client, model, release.version) == release.source:

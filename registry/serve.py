@@ -28,8 +28,6 @@ POLL_SECONDS = 0.2
 BODIES = ("image/*", "application/octet-stream", "application/x-npy")
 
 
-
-
 class Predictions(BaseModel):
     """The answer to one request, and which version gave it."""
 
@@ -206,7 +204,9 @@ def page(schema: dict[str, Any]) -> str:
     """Return the OpenAPI description as one HTML page that loads nothing from elsewhere."""
     rows = [
         f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(call.get('description', ''))}</p>"
-        + "".join(f"<p>takes <code>{escape(kind)}</code></p>" for kind in call.get("requestBody", {}).get("content", {}))
+        + "".join(
+            f"<p>takes <code>{escape(kind)}</code></p>" for kind in call.get("requestBody", {}).get("content", {})
+        )
         + "".join(
             f"<p>{escape(code)}: <code>{escape(', '.join(answer.get('content', {})))}</code></p>"
             for code, answer in call["responses"].items()

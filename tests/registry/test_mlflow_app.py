@@ -107,9 +107,7 @@ def test_stages_renames_and_copies_are_refused(client, guarded):
         client.set_registered_model_alias("tiny.copied", "production", copied.version)
     source = client.get_model_version(MODEL, str(client.good)).source
     model_id = source.removeprefix("models:/")
-    other = client.create_model_version(
-        "tiny.copied", source, model_id=model_id, tags={"quantmill.verdict": "passed"}
-    )
+    other = client.create_model_version("tiny.copied", source, model_id=model_id, tags={"quantmill.verdict": "passed"})
     with pytest.raises(MlflowException, match=r"the bundle is of tiny\.onnxruntime-fp32, not of tiny\.copied"):
         client.set_registered_model_alias("tiny.copied", "production", other.version)
     with pytest.raises(MlflowException, match="cannot go into production"):

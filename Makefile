@@ -1,0 +1,58 @@
+# `make` alone prints what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# No dependency of ours reports anything to anybody.
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/core ## Install, build the model line on the built-in digits, print the table of variants
+	dvc repro
+	@echo && python -m pipelines.summary build
+	@echo && echo "Next: 'make ui' opens MLflow and Prefect; build/bundles/ holds what a device needs; README.md goes on from here."
+
+ui: .venv/core ## Start MLflow, Prefect and a worker on this machine; Ctrl-C stops them
+	python -m flows.ui
+
+test: .venv/test ## Install, then run all tests
+	python -m pytest
+
+check: .venv/test ## Lint, types and the declared graph: seconds
+	ruff check
+	ruff format --check
+	mypy
+	python -m pytest tests/test_dag.py tests/pipelines/test_check.py
+
+bench: .venv/test ## Measure what the line costs, as ratios
+	python -m benchmarks.line
+
+schema: .venv/core ## Write params.schema.json anew from the typed sections
+	python -m pipelines.check --schema
+
+constraints: ## Resolve the dependencies anew into constraints.txt
+	uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-header --no-annotate --upgrade -q -o constraints.txt
+
+clean: ## Remove what was built, but not the DVC cache
+	rm -rf build
+
+# One set-up for everything: uv, bytecode compiled at install, versions held by constraints.txt.
+install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' \
+	|| { echo "Quantmill needs Python 3.11 or 3.12; call make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv; \
+	command -v uv >/dev/null || .venv/bin/python -m pip install --quiet uv; \
+	uv pip install --quiet --python .venv/bin/python --compile-bytecode --constraint constraints.txt
+
+.venv/core: pyproject.toml constraints.txt
+	@$(install) -e . && touch $@
+
+.venv/test: pyproject.toml constraints.txt
+	@$(install) -e '.[team,test]' && touch .venv/core $@
+
+.PHONY: help demo ui test check bench schema constraints clean
