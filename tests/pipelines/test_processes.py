@@ -18,7 +18,8 @@ model, inputs, truth = torch.nn.Linear(3, 2), torch.randn(8, 3), torch.randn(8, 
 loss = lambda net, x, y: (net(x) - y).pow(2).mean()
 wanted = torch.autograd.grad(loss(model, inputs, truth), model.weight)[0]
 rows = team.share(torch.arange(8).numpy())
-team.parallel(model, loss)(inputs[rows], truth[rows]).backward()
+step = team.parallel(model, loss)
+step(inputs[rows], truth[rows]).backward()
 assert team.size == 2 and len(rows) == 4 and torch.allclose(model.weight.grad, wanted)
 assert team.total(team.rank + 1) == 3
 try:
