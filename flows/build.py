@@ -4,7 +4,6 @@ python -m flows.build [--target STAGE] [--set KEY=VALUE] [--tree NAME] [--pool N
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import graph, report, run, tree
+from flows import graph, remote, report, run, tree
 from flows.report import Outcome
 from pipelines import params
 from pipelines.flow import Flow
@@ -67,17 +66,25 @@ def build(
     """
     root = Path.cwd()
     try:
-        with tree.place(root, checkout, overrides or [], fetch, flow_run.name or "", wait) as work:
-            return _build(root, work, targets or [], pool, dask)
+        place = tree.place(root, checkout, overrides or [], fetch, flow_run.name or "", wait)
+        with place as work, remote.sender(pool, dask) as send:
+            return bring_up_to_date(root, work, targets or [], overrides or [], send)
     except StageError as error:
         return Failed(message=str(error))
 
 
-def _build(root: Path, work: Path, targets: Sequence[str], pool: str, dask: str) -> State[Any]:
+def bring_up_to_date(
+    root: Path, work: Path, targets: Sequence[str], overrides: Sequence[str], send: remote.Send | None
+) -> State[Any]:
+    """Run what DVC finds changed in a work tree of `root`, here or where `send` says; return the flow's state.
+
+    Raises StageError when nothing could be started. A stage that fails stops those that need it, and no others.
+    """
     settings = params.section("flow", Flow, work / params.PARAMS)
     needs = graph.needs(work, targets)
     before = graph.names_locked(work)
-    outcomes = _stages(work, needs, Job(work, settings, _here(root, work, settings)))
+    one = remote.elsewhere(root, work, needs, overrides, send) if send else _here(root, work, settings)
+    outcomes = _stages(needs, Job(work, settings, one))
     graph.settle(work, before, needs)
     ran = [o for o in outcomes if o.what == "ran"]
     failed = [o for o in outcomes if o.what == "failed"]
@@ -87,7 +94,7 @@ def _build(root: Path, work: Path, targets: Sequence[str], pool: str, dask: str)
     return Failed(message=message) if failed else Completed(message=message)
 
 
-def _stages(work: Path, needs: dict[str, list[str]], job: Job) -> list[Outcome]:
+def _stages(needs: dict[str, list[str]], job: Job) -> list[Outcome]:
     """Submit every stage, each after those it needs; return what became of them, in DVC's order."""
     futures: dict[str, Any] = {}
     one = stage.with_options(retries=job.settings.retries, retry_delay_seconds=job.settings.retry_delay)
@@ -113,7 +120,7 @@ def _outcome(name: str, state: State[Any]) -> Outcome:
 def _here(root: Path, work: Path, settings: Flow) -> Callable[[str], None]:
     """Return how a stage runs on this machine."""
     room = run.Room(settings)
-    more = {} if work == root else {"QUANTMILL_HOME": os.environ.get("QUANTMILL_HOME") or str(root / tree.LOCAL)}
+    more = tree.environment(root, work)
 
     def here(name: str) -> None:
         with room.take(name):

@@ -22,9 +22,13 @@ IDENTITY = {
 }
 
 
+class Busy(StageError):
+    """Another flow works in the tree."""
+
+
 @contextmanager
 def alone(tree: Path, who: str, wait: float) -> Iterator[None]:
-    """Keep other flows out of a work tree. Raises StageError that says who is there, after `wait` seconds."""
+    """Keep other flows out of a work tree. Raises Busy, which says who is there, after `wait` seconds."""
     lock = tree.parent / f"{tree.name}.lock" if tree.parent.name == "trees" else tree / LOCAL / "flow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     holder = lock.with_suffix(".json")
@@ -32,7 +36,7 @@ def alone(tree: Path, who: str, wait: float) -> Iterator[None]:
         held = FileLock(lock, timeout=wait)
         held.acquire()
     except Timeout:
-        raise StageError(
+        raise Busy(
             f"{tree}: this work tree is busy: {_said(holder)}; "
             "wait for it (--wait SECONDS), or build in another (--tree NAME)"
         ) from None
@@ -72,11 +76,18 @@ def place(root: Path, name: str, overrides: Sequence[str], fetch: bool, who: str
 def check_out(root: Path, tree: Path, revision: str) -> None:
     """Make `tree` a git work tree of `root` at a revision, with the DVC cache, remotes and secrets of `root`.
 
-    What an earlier run left there (outputs, checkpoints) stays. Raises StageError.
+    What an earlier run left there stays: outputs, checkpoints, `dvc.lock`, and `.dvc` files that it updated, unless
+    the revision brings others. Raises StageError.
     """
     commit = git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if (tree / ".git").exists():
+        moved = git(tree, "diff", "--name-only", "HEAD", commit).splitlines()
+        edited = git(tree, "diff", "--name-only", "HEAD").splitlines()
+        stays = [p for p in edited if p == graph.LOCK or (p.endswith(".dvc") and p not in moved)]
+        kept = {tree / p: (tree / p).read_bytes() for p in stays if (tree / p).is_file()}
         git(tree, "checkout", "--quiet", "--force", "--detach", commit)
+        for path, data in kept.items():
+            path.write_bytes(data)
     else:
         shutil.rmtree(tree, ignore_errors=True)  # what a killed flow left of it
         git(root, "worktree", "prune")
@@ -89,6 +100,25 @@ def check_out(root: Path, tree: Path, revision: str) -> None:
         local.update(settings)
         local["remote"] = remotes  # relative paths in the file would lead elsewhere from there
         local.setdefault("cache", {})["dir"] = cache
+
+
+def have(root: Path, commit: str) -> None:
+    """Make sure that a clone has a commit; fetch when it has not. Raises StageError."""
+    try:
+        git(root, "cat-file", "-e", f"{commit}^{{commit}}")
+    except StageError:
+        git(root, "fetch", "--quiet", "--all")
+        try:
+            git(root, "cat-file", "-e", f"{commit}^{{commit}}")
+        except StageError:
+            raise StageError(f"{root}: commit {commit} is not there, nor where it fetches from; push it") from None
+
+
+def environment(root: Path, tree: Path) -> dict[str, str]:
+    """Return what stages of a checkout find in their environment: the local state (MLflow, locks) is that of `root`."""
+    if tree == root or "QUANTMILL_HOME" in os.environ:
+        return {}
+    return {"QUANTMILL_HOME": str(root / LOCAL)}
 
 
 def override(tree: Path, overrides: Sequence[str]) -> None:
