@@ -70,6 +70,8 @@ def place(root: Path, name: str, overrides: Sequence[str], fetch: bool, who: str
         if overrides:
             _carry(root, tree)
             override(tree, overrides)
+        with graph.repository(tree) as repo:  # what is built already need not be built again
+            repo.checkout(force=True, allow_missing=True)
         yield tree
         if not kept:
             git(root, "worktree", "remove", "--force", str(tree))
@@ -136,7 +138,7 @@ def override(tree: Path, overrides: Sequence[str]) -> None:
 
 
 def save(tree: Path, stages: Sequence[str]) -> str:
-    """Keep what a checkout holds of some stages as a DVC experiment of its commit, and return its name. Raises StageError."""
+    """Keep some stages of a checkout as a DVC experiment of its commit, and return its name. Raises StageError."""
     words = [sys.executable, "-m", "dvc", "exp", "save", "--force", *stages]
     done = subprocess.run(words, cwd=tree, capture_output=True, text=True, env={**IDENTITY, **os.environ}, check=False)
     found = re.search(r"saved as: (\S+)", done.stdout)
