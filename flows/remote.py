@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -67,8 +68,7 @@ def elsewhere(
     root: Path, place: Path, needs: dict[str, list[str]], overrides: Sequence[str], send: Send
 ) -> Callable[[str], None]:
     """Return how a stage runs on another machine. Raises StageError when a worker could not have the same files."""
-    changes = [line[3:] for line in tree.git(root, "status", "--porcelain", "--untracked-files=no").splitlines()]
-    if changes := [c for c in changes if c != graph.LOCK]:
+    if changes := [c for c in tree.git(root, "diff", "--name-only", "HEAD").splitlines() if c != graph.LOCK]:
         raise StageError(f"{', '.join(changes)}: not committed; workers build a commit, so commit and push them first")
     commit = tree.git(place, "rev-parse", "HEAD")
     offered: set[str] = set()
@@ -96,8 +96,9 @@ def sender(pool: str, dask: str) -> Iterator[Send | None]:
     elif dask:
         from prefect_dask.task_runners import DaskTaskRunner
 
+        context = copy_context()  # of the flow alone: that of a task holds locks, which cannot travel
         with DaskTaskRunner(address=dask) as runner:
-            yield lambda order: runner.submit(work_by_dask, order).result()
+            yield lambda order: context.copy().run(runner.submit, work_by_dask, order).result()
     else:
         yield None
 
