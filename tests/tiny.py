@@ -12,11 +12,7 @@ project: tiny
 task: classification
 seed: 0
 data:
-<<<<<<< HEAD
-  source: {format: digits, path: pipelines, size: 8}
-=======
   source: {format: digits, path: params.yaml, size: 8}
->>>>>>> main
   splits: {val: 0.1, test: 0.3}
   max_rejected: 0.01
 input: {height: 8, width: 8, resize: stretch}
