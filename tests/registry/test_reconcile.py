@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -13,9 +12,8 @@ from tests.tiny import MODEL, TARGET, export
 
 
 @pytest.fixture
-def versions(project, monkeypatch):
+def versions(project):
     """Versions 1 and 2 passed, 3 failed; nothing is promoted."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(reconcile.__file__).parent.parent))
     build = project / "build"
     register.sync(variants.read(build)[-1:])
     export(project, metrics={"accuracy": 0.97})
