@@ -65,6 +65,7 @@ def wait(url, process, log, seconds=120):
 def environment(**more) -> dict[str, str]:
     """The environment of a child: our sources first, quiet, and the tests' own keys."""
     quiet = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
