@@ -1,11 +1,13 @@
 """Real servers for the tests: MLflow with and without the guard, each with a database and an artifact store."""
 
+import base64
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +73,10 @@ def environment(**more) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(bytes(32)).decode(),
     }
     return {**{k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}, **quiet, **more}
 
@@ -118,3 +124,38 @@ def plain(built, tmp_path_factory):
     server = _running(built, tmp_path_factory.mktemp("plain"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, headless."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine; install it to drive the MLflow UI: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@contextmanager
+def command(project: Path, *words: str, ready: str = "", **env: str):
+    """Run `quantmill WORDS` in a project until the block ends; `ready` is an address that answers when it is up."""
+    log = project / f"{words[0]}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "registry.cli", *words],
+            cwd=project,
+            env=environment(**env),
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        if ready:
+            wait(ready, process, log)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
