@@ -4,6 +4,7 @@ import base64
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import requests
+
+from tests.tiny import export
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,3 +162,37 @@ def command(project: Path, *words: str, ready: str = "", **env: str):
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def registered(built, tmp_path_factory):
+    """A project whose registry, in a file, has versions 1 and 2, which passed, and 3, which failed."""
+    from registry import register, variants
+
+    root = tmp_path_factory.mktemp("registered") / "project"
+    shutil.copytree(built, root, copy_function=shutil.copyfile)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        for changes in ({}, {"metrics": {"accuracy": 0.97}}, {"verdict": "failed", "metrics": {"drop_fp32": 2.5}}):
+            export(root, **changes)
+            assert "1 of 1" in register.sync(variants.read(root / "build")[-1:])
+    shutil.copytree(root / ".quantmill", root.parent / "snapshot")
+    return root
+
+
+@pytest.fixture
+def versions(registered, monkeypatch):
+    """The client of that registry, put back to its beginning; the current folder is the project."""
+    from registry import tracking
+
+    monkeypatch.chdir(registered)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    home, snapshot = registered / ".quantmill", registered.parent / "snapshot"
+    for name in ("artifacts", "live"):
+        shutil.rmtree(home / name, ignore_errors=True)
+    shutil.copytree(snapshot / "artifacts", home / "artifacts")
+    with sqlite3.connect(snapshot / "mlflow.db") as old, sqlite3.connect(home / "mlflow.db") as new:
+        old.backup(new)
+    return tracking.client()

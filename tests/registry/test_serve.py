@@ -7,32 +7,28 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 
 from pipelines.data import Dataset
-from registry import promote, reconcile, register, state, tracking, variants
+from registry import promote, reconcile, state, tracking
 from tests.registry.conftest import environment, free_port, wait
-from tests.tiny import MODEL, TARGET, export
+from tests.tiny import MODEL, TARGET
 
 
 @pytest.fixture
-def versions(project):
-    """Versions 1 and 2, which passed; 1 is in production."""
-    build = project / "build"
-    register.sync(variants.read(build)[-1:])
-    export(project, metrics={"accuracy": 0.97})
-    register.sync(variants.read(build)[-1:])
-    client = tracking.client()
-    client.set_registered_model_alias(MODEL, "production", "1")
+def project(versions):
+    """The project's folder, with version 1 in production."""
+    versions.set_registered_model_alias(MODEL, "production", "1")
     assert reconcile.reconcile([MODEL])[0].action == "live"
-    return client
+    return Path.cwd()
 
 
 @pytest.fixture
-def served(versions, project):
+def served(project):
     """The address of a running `quantmill serve`."""
     port = free_port()
     command = [sys.executable, "-m", "registry.cli", "serve", MODEL, "--port", str(port)]
@@ -132,7 +128,7 @@ def test_a_bundle_the_server_cannot_take_is_rolled_back(served, project):
 
 
 @pytest.mark.slow
-def test_mlflow_runs_the_version_itself(versions, project):
+def test_mlflow_runs_the_version_itself(project):
     import mlflow
     import pandas
 
@@ -143,7 +139,7 @@ def test_mlflow_runs_the_version_itself(versions, project):
 
 
 @pytest.mark.slow
-def test_mlflow_models_serve_answers(versions, project):
+def test_mlflow_models_serve_answers(project):
     import base64
 
     data, label = image(project)
@@ -165,7 +161,7 @@ def test_mlflow_models_serve_answers(versions, project):
         process.wait(20)
 
 
-def test_command_line_promotes_pulls_traces_and_rolls_back(versions, project, tmp_path, capsys, monkeypatch):
+def test_command_line_promotes_pulls_traces_and_rolls_back(project, tmp_path, capsys, monkeypatch):
     from registry import cli
 
     def quantmill(*words):
@@ -211,7 +207,7 @@ def test_command_line_promotes_pulls_traces_and_rolls_back(versions, project, tm
     assert json.loads((out / "evidence.json").read_text())["target"] == TARGET
 
 
-def test_rollback_without_a_past_says_so(project):
+def test_rollback_without_a_past_says_so(versions):
     from pipelines.stage import StageError
 
     with pytest.raises(StageError, match="nothing served here before"):
