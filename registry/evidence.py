@@ -36,7 +36,14 @@ def verify(bundle: Path, expected: str = "") -> dict[str, Any]:
     _check_kinds(bundle)
     signing.verify(bundle, signing.trusted_keys())
     _check_sums(bundle)
-    evidence: dict[str, Any] = read_json(bundle / "evidence.json")
+    try:
+        return _consistent(bundle, read_json(bundle / "evidence.json"), expected)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StageError(f"evidence.json cannot be read: {_line(error)}") from None
+
+
+def _consistent(bundle: Path, evidence: dict[str, Any], expected: str) -> dict[str, Any]:
+    """Return the evidence when its parts speak of the same artifact, the one in this bundle. Raises StageError."""
     if sha256_tree(bundle / "model") != evidence["artifact"]["sha256"]:
         raise StageError("evidence.json speaks of another artifact")
     if evidence["metrics"]["sha256"] != evidence["artifact"]["files"]:

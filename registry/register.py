@@ -224,6 +224,7 @@ def _tags(variant: Variant) -> dict[str, str]:
         f"{TAG}.content_hash": variant.content_hash,
         f"{TAG}.data_hash": variant.data_hash,
         f"{TAG}.stage": variant.stage,
+        f"{TAG}.files": " ".join(variant.files),
     }
     if variant.bundle:
         tags |= {

@@ -14,7 +14,10 @@ STAGES = {"teacher": "train", "student": "distill", "pruned": "prune"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A model of the line. `folder` is the bundle of a target; `onnx` is the file of an FP32 variant."""
+    """A model of the line: an FP32 variant with its `onnx` file, or a target with its `bundle`.
+
+    `files` holds the SHA-256 of the files that somebody may find without the rest, and ask where they come from.
+    """
 
     name: str
     stage: str
@@ -24,6 +27,7 @@ class Variant:
     metrics: dict[str, float]
     curves: tuple[dict[str, str], ...]
     plots: tuple[Path, ...]
+    files: tuple[str, ...]
     onnx: Path | None = None
     bundle: Path | None = None
     bundle_hash: str | None = None
@@ -63,6 +67,7 @@ def _fp32(build: Path, name: str, data: str) -> Variant:
         metrics=_numbers(read_json(build / "baseline" / "metrics.json").get(name, {})),
         curves=curves,
         plots=(),
+        files=(sha256_file(folder / "model.safetensors"), sha256_file(build / "onnx" / f"{name}.onnx")),
         onnx=build / "onnx" / f"{name}.onnx",
     )
 
@@ -79,6 +84,7 @@ def _target(build: Path, bundle: Path, data: str) -> Variant:
         metrics=_numbers(evidence["metrics"]),
         curves=(),
         plots=tuple(sorted((build / "calibration").glob("**/*.png"))),
+        files=tuple(evidence["artifact"]["files"].values()),
         bundle=bundle,
         bundle_hash=sha256_file(bundle / "SHA256SUMS"),
         verdict=evidence["verdict"]["verdict"],

@@ -1,0 +1,75 @@
+"""A small copy of the project, for tests that run the line: the real params.yaml, shrunk."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from pipelines import params
+
+ROOT = Path(__file__).parent.parent
+SHRUNK = {
+    "threads": 1,
+    "data": {"source": {"size": 16}},
+    "contract": {"sharpness": {"max": 10.0}},
+    "input": {"height": 16, "width": 16},
+    "teacher": {"widths": [16, 32], "depths": [1, 1]},
+    "train": {"epochs": 2},
+    "student": {"stem": 8, "widths": [32, 48], "depths": [1, 1]},
+    "distill": {"schedule": {"epochs": 2}},
+    "prune": {"ratio": 0.3, "schedule": {"epochs": 1}},
+    "calibrate": {"images": 32},
+    "measure": {"warmup": 2, "runs": 20, "resamples": 100},
+}
+
+
+def merge(value: dict, changes: dict) -> dict:
+    """Return `value` with `changes` in it, key by key."""
+    return {
+        **value,
+        **{k: merge(value[k], v) if isinstance(v, dict) and k in value else v for k, v in changes.items()},
+    }
+
+
+def change(root: Path, changes: dict) -> None:
+    """Change params.yaml of a copy."""
+    file = root / "params.yaml"
+    file.write_text(yaml.safe_dump(merge(params.read(file), changes), sort_keys=False))
+
+
+def copy(root: Path, shrunk: dict | None = None, whole: bool = False) -> Path:
+    """Make `root` a git repository with the project's files as they are here, and (but for `whole`) shrunk params."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")) and name != "dvc.lock":
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, root / name)
+    change(root, merge({} if whole else SHRUNK, shrunk or {}))
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "The project"]):
+        run(root, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words)
+    return root
+
+
+def run(root: Path, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a copy, with this interpreter's programs first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    done = subprocess.run(
+        words, cwd=root, capture_output=True, text=True, check=False, env={**kept, "PATH": path, **environment}
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+def executed(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the stages that a `dvc repro` ran."""
+    return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage '")]
