@@ -1,6 +1,7 @@
 """Writes the shards and the index. Rows go to disk as they come, so that memory does not grow with them."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def write(
     import pyarrow as pa
     from pyarrow import parquet
 
-    target = schema(task, final=True)
+    target = schema(task, final=True).with_metadata({"classes": json.dumps(classes, ensure_ascii=False)})
     with parquet.ParquetWriter(path, target, compression="zstd") as writer:
         for start in range(0, len(order), GROUP):
             rows = order[start : start + GROUP]
