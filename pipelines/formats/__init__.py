@@ -70,7 +70,7 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def folder(path: str) -> Path:
+def root_of(path: str) -> Path:
     """Return the source's folder. Raises StageError when it is none."""
     root = Path(path)
     if not root.is_dir():
@@ -134,6 +134,8 @@ def walk(root: Path, top: Path) -> Iterator[Item]:
             yield from walk(root, path)
         elif entry.is_symlink() and inside(root, shown) is None:
             yield Item(shown, problem="a link that leaves the folder of the source; put the file itself there")
+        elif entry.is_symlink() and not path.is_file():
+            yield Item(shown, problem="a link that leads to no file; put the file itself there")
         elif entry.is_file():
             yield Item(shown, file=path)
 

@@ -39,7 +39,7 @@ def read(options: Options, task: str) -> Source:
         )
     if "all" in options.arrays and len(options.arrays) > 1:
         raise StageError("params.yaml: data.source.arrays: 'all' stands alone; leave it out, or the splits")
-    root = formats.folder(options.path)
+    root = formats.root_of(options.path)
     pairs = {split: _pair(root, split, pair) for split, pair in options.arrays.items()}
     values = sorted({value for _, labels in pairs.values() for value in labels.tolist()})
     return Source(_items(pairs), [str(value) for value in values])

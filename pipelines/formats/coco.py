@@ -35,7 +35,7 @@ def read(options: Options, task: str) -> Source:
     """
     if task != "detection":
         raise StageError(f"params.yaml: data.source.format: 'coco' gives boxes, which task '{task}' does not take")
-    root = formats.folder(options.path)
+    root = formats.root_of(options.path)
     if set(options.annotations) != set(options.images):
         raise StageError(
             "params.yaml: data.source: 'annotations' and 'images' name different splits; give both the same"

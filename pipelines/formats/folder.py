@@ -27,7 +27,7 @@ def read(options: Options, task: str) -> Source:
         raise StageError(
             f"params.yaml: data.source.format: 'folder' gives classes of images, which task '{task}' lacks"
         )
-    root = formats.folder(options.path)
+    root = formats.root_of(options.path)
     tops = folders(root)
     given = [t for t in tops if t.name in SPELLINGS]
     if given and len(given) == len(tops):

@@ -30,7 +30,7 @@ def read(options: Options, task: str) -> Source:
     """
     if task != "classification":
         raise StageError(f"params.yaml: data.source.format: 'table' gives classes of images, which task '{task}' lacks")
-    root = formats.folder(options.path)
+    root = formats.root_of(options.path)
     where = formats.inside(root, options.table)
     if where is None or not where.is_file():
         raise StageError(f"params.yaml: data.source.table: no file '{options.table}' inside '{root}'")

@@ -30,7 +30,7 @@ def read(options: Options, task: str) -> Source:
 
     Raises StageError when the file is missing or wrong, or a folder that it names is missing or outside `path`.
     """
-    root = formats.folder(options.path)
+    root = formats.root_of(options.path)
     where = root / options.yaml
     try:
         found = yaml.safe_load(formats.text(root, options.yaml, "yaml"))
@@ -141,7 +141,7 @@ def _box(words: list[str], line: int, classes: list[str]) -> Box:
     """Return a line's box. After the class stand centre x and y, width and height, or a polygon, whose hull counts."""
     try:
         number, values = int(float(words[0])), [float(word) for word in words[1:]]
-    except ValueError:
+    except (OverflowError, ValueError):
         raise ValueError(f"line {line}: {' '.join(words)!r} is not a class id and numbers") from None
     if float(words[0]) != number or not 0 <= number < len(classes):
         raise ValueError(f"line {line}: class {words[0]}; names has 0 to {len(classes) - 1}")

@@ -25,7 +25,7 @@ def read(options: Options, task: str) -> Source:
     """List the images with their boxes. Raises StageError when the folders are missing or the task is not detection."""
     if task != "detection":
         raise StageError(f"params.yaml: data.source.format: 'voc' gives boxes, which task '{task}' does not take")
-    root = formats.folder(options.path)
+    root = formats.root_of(options.path)
     for name in ("Annotations", "JPEGImages"):
         if not (root / name).is_dir():
             raise StageError(f"params.yaml: data.source.path: '{root}' has no folder '{name}'; is it Pascal VOC?")
