@@ -57,14 +57,19 @@ def _pillow(data: bytes) -> NDArray[Any]:
                 if data[:4] == b"\x89PNG" and data[24] == 16 and data[25] != 0:
                     return _png16(data, image.getexif().get(ORIENTATION, 1))
                 image.load()
-                upright = ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(image, in_place=True)
+                return _array(image)
         except UnidentifiedImageError:
             raise ImageError(f"not an image in a known format ({KNOWN})") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise ImageError(f"more than {MAX_PIXELS:,} pixels; it is taken for a decompression bomb") from None
-    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-        return np.asarray(upright)
-    return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA", "La") else "RGB"))
+
+
+def _array(image: Any) -> NDArray[Any]:
+    """Return Pillow's image as an array, with one copy at most."""
+    if image.mode not in ("L", "RGB", "I", "F") and not image.mode.startswith("I;16"):
+        image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+    return np.asarray(image)
 
 
 def _png16(data: bytes, orientation: int) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARD_BYTES = 64 * 2**20
-BATCH = 4096
+BATCH = 1024  # rows that wait in memory
 GROUP = 65536  # rows of the index written at once
 
 
