@@ -13,6 +13,8 @@ task: classification
 seed: 0
 data:
   source: {format: digits, path: params.yaml, size: 8}
+  channels: 1
+  bits: 8
   splits: {val: 0.1, test: 0.3}
   max_rejected: 0.01
 input: {height: 8, width: 8, resize: stretch}
