@@ -44,7 +44,7 @@ def assign(
     strata: dict[tuple[bool, str], list[tuple[str, int]]] = {}
     order = np.argsort(hashes, kind="stable")
     starts = np.flatnonzero(np.r_[np.ones(min(1, len(order)), bool), hashes[order][1:] != hashes[order][:-1]])
-    ends = np.r_[starts[1:], len(order)]
+    ends = np.r_[starts[1:], len(order)][: len(starts)]
     for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         rows = order[start:end]
         kept = given[rows][given[rows] >= 0]
