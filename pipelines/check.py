@@ -14,6 +14,7 @@ from pipelines.data import Input
 from pipelines.distill import Distill
 from pipelines.export import Export
 from pipelines.files import to_json, write_file, write_json
+from pipelines.flow import Flow
 from pipelines.params import Section
 from pipelines.prune import Prune
 from pipelines.stage import StageError, run
@@ -42,6 +43,7 @@ class Params(Section):
     calibrate: Calibrate
     measure: evaluation.Measure
     export: Export
+    flow: Flow
     targets: dict[str, Target] = Field(min_length=1, description="Hardware targets, by name.")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import tasks
+from pipelines import processes, tasks
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_bytes, write_file
 from pipelines.params import Section, section, value
@@ -93,47 +93,61 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
     After each epoch a checkpoint is left in CHECKPOINTS, under a name made of everything that decides the result.
     A run that finds one goes on from it and ends in the same weights as one that was never stopped: the order of
     the images and their augmentation depend on the seed and the epoch alone. At the end it is removed.
+
+    Under `torchrun` each process takes its part of every batch, and batch normalization sees that part; the first
+    process writes, and this function returns in it alone: the others end here. Raises StageError when only some
+    of them find the checkpoint.
     """
     import torch
     from tqdm import tqdm
 
+    team = processes.join()
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     train, val = setup.dataset.rows("train"), setup.dataset.rows("val")
     pixels = Pixels(setup)
-    checkpoint = CHECKPOINTS / f"{name}-{_key(model, setup, schedule)}.safetensors"
+    checkpoint = CHECKPOINTS / f"{name}-{_key(model, setup, schedule, team.size)}.safetensors"
     curves = _resume(checkpoint, model, optimizer)
+    team.agree(len(curves), f"{checkpoint}: not on every machine; share its folder between them, or remove it")
+    forward = team.parallel(model, loss)
     steps = math.ceil(len(train) / schedule.batch)
-    with tqdm(total=schedule.epochs, initial=len(curves), desc=name, unit=" epochs", mininterval=1) as bar:
+    with tqdm(
+        total=schedule.epochs, initial=len(curves), desc=name, unit=" epochs", mininterval=1, disable=team.rank > 0
+    ) as bar:
         for epoch in range(len(curves), schedule.epochs):
             generator = torch.Generator().manual_seed(setup.seed * 1_000_003 + epoch)
             torch.manual_seed(setup.seed * 1_000_003 + epoch)
             order = train[torch.randperm(len(train), generator=generator).numpy()]
+            if team.rank:  # each process draws other augmentations
+                generator.manual_seed((setup.seed * 1_000_003 + epoch) * 4_093 + team.rank)
             model.train()
-            total = 0.0
-            for step, (rows, images) in enumerate(pixels.batches(order, schedule.batch)):
+            total, seen = 0.0, 0
+            for step, (rows, images) in enumerate(pixels.batches(order, schedule.batch, team.share)):
                 rate = _rate(schedule, epoch * steps + step, schedule.epochs * steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 inputs = augment(images, setup.augment, generator).contiguous(memory_format=torch.channels_last)
                 labels = torch.from_numpy(setup.task.truth(setup.dataset, rows))
                 optimizer.zero_grad()
-                value = loss(model, inputs, labels)
+                value = forward(inputs, labels)
                 value.backward()
                 optimizer.step()
                 total += float(value.detach()) * len(rows)
+                seen += len(rows)
             score = setup.task.scorer(predict(model, pixels, val), setup.task.truth(setup.dataset, val))(None)
             curves.append(
                 {
                     "epoch": epoch + 1,
-                    "loss": round(total / len(train), 6),
+                    "loss": round(team.total(total) / team.total(seen), 6),
                     "lr": round(rate, 9),
                     "val_metric": round(score, 6),
                 }
             )
-            _save(checkpoint, model, optimizer, curves)
+            if team.rank == 0:
+                _save(checkpoint, model, optimizer, curves)
             bar.set_postfix({k: v for k, v in curves[-1].items() if k != "epoch"}, refresh=False)
             bar.update()
+    team.leave()
     checkpoint.unlink()
     return curves
 
@@ -155,6 +169,10 @@ def write_curves(path: Path, curves: list[dict[str, float]]) -> None:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _all(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows
+
+
 class Pixels:
     """Gives batches of normalized images. Resized pixels are kept where they fit in CACHE_BYTES."""
 
@@ -173,8 +191,10 @@ class Pixels:
             self.cache[row] = self.preprocess.pixels(self.dataset.image(row))
         return self.cache[row]
 
-    def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[tuple[NDArray[np.int64], "torch.Tensor"]]:
-        """Yield rows and their images, normalized, float32 N x C x H x W, `size` at a time."""
+    def batches(
+        self, rows: NDArray[np.int64], size: int, share: Callable[[NDArray[np.int64]], NDArray[np.int64]] = _all
+    ) -> Iterator[tuple[NDArray[np.int64], "torch.Tensor"]]:
+        """Yield rows and their images, normalized, float32 N x C x H x W, `size` at a time, or what `share` leaves."""
         import torch
         from torch.utils.data import DataLoader
 
@@ -182,7 +202,7 @@ class Pixels:
             torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1)
             for v in (self.preprocess.full_scale, self.preprocess.mean, self.preprocess.std)
         )
-        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        chunks = [share(rows[i : i + size]) for i in range(0, len(rows), size)]
         stacks = DataLoader(
             _Stacks(self, chunks),  # type: ignore[arg-type]
             batch_size=None,
@@ -238,11 +258,13 @@ def _rate(schedule: Schedule, step: int, steps: int) -> float:
     return schedule.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _key(model: "nn.Module", setup: Setup, schedule: Schedule) -> str:
-    """Hash what decides the result: data, seed, settings and the weights at the start (which follow from the rest)."""
+def _key(model: "nn.Module", setup: Setup, schedule: Schedule, size: int = 1) -> str:
+    """Hash what decides the result: data, seed, settings, processes and the weights at the start."""
     weights = b"".join(v.detach().numpy().tobytes() for v in model.state_dict().values())
     index = (setup.dataset.folder / "index.parquet").read_bytes()
     settings = [schedule.model_dump(), setup.augment.model_dump(), setup.preprocess.to_dict(), setup.seed]
+    if size > 1:
+        settings.append(size)
     return sha256_bytes(weights + index + json.dumps(settings, sort_keys=True).encode())[:16]
 
 

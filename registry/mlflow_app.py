@@ -94,7 +94,7 @@ def _artifacts(model_id: str) -> tuple[Any, str]:
     return get_artifact_repository(location), ""
 
 
-def _refusal(message: str) -> Exception:
+def _refusal(message: str) -> Any:
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 

@@ -112,6 +112,7 @@ def project(built, tmp_path, monkeypatch) -> Path:
     shutil.copytree(built, root, copy_function=shutil.copyfile)
     monkeypatch.chdir(root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow.set_tracking_uri writes into it
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))  # of the processes that we start
     export(root)
     return root
 
