@@ -159,3 +159,18 @@ def test_grey_is_taken_where_colour_is_wanted_and_nothing_else_is():
     np.testing.assert_array_equal(prepare.pixels(GREY), np.repeat(GREY, 3, 2))
     with pytest.raises(ValueError, match="the model takes 3 channel"):
         prepare.pixels(FIVE)
+
+
+def test_facts_of_a_large_image_are_those_of_a_sample_of_it():
+    image = noise(3, height=600, width=800)
+    image[:, :, 1] //= 2
+    found = measure(image)
+    scaled = image / 255
+    np.testing.assert_allclose(found["channel_mean"], scaled.mean((0, 1)), atol=2e-3)
+    np.testing.assert_allclose(found["channel_std"], scaled.std((0, 1)), atol=2e-3)
+    grey = scaled.mean(2)
+    inner = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    assert found["sharpness"] == pytest.approx(inner.var(), rel=0.02)
+    other = image.copy()
+    other[-1, -1, -1] ^= 1
+    assert measure(other)["pixel_hash"] != found["pixel_hash"], "the hash is of every pixel"
