@@ -1,7 +1,7 @@
 """Measures what indexing costs, against plain decoding, in one run: python -m benchmarks.data [--big] [--rows N].
 
-Prints the rates, the seconds of a first run, a second one, and one after 1 % more images, the peak of memory (of the
-main process), and the seconds of the contract on N rows.
+Prints what one core prepares beside what it decodes; the seconds of a first run, a second one, and one after 1 % more
+images; the peak of memory of the main process; and the seconds of the contract on N rows.
 """
 
 import argparse
@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipelines import check_data, index, params, prepare
+from pipelines import check_data, index, params
+from pipelines.facts import inspect
 from pipelines.files import write_json
+from pipelines.formats import Item
+from pipelines.known import Known
 
 SIZE = (640, 480)
-PREPARE = "prepare.main(pathlib.Path('data'))"
 GRAIN = np.random.default_rng(0).normal(0, 4, (*SIZE[::-1], 1)).astype(np.int16)
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
@@ -33,28 +35,27 @@ def main() -> None:
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     start = Path.cwd()
-    print(f"{cores} cores; JPEGs of {SIZE[0]}x{SIZE[1]}; decode, prepare: images a second of one core; others: seconds")
-    print(
-        f"{'images':>8} {'decode':>8} {'prepare':>8} {'share':>6} {'first':>8} {'again':>8} {'+1 %':>8} {'peak MB':>8}"
-    )
+    print(f"{cores} cores; JPEGs of {SIZE[0]}x{SIZE[1]}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make(Path("source"), 0, 1_000)
+        decode, prepared = rates(sorted(Path("source").rglob("*.jpg")))
+        print(f"of one core, a second: {decode:,.0f} images decoded by Pillow, {prepared:,.0f} prepared", end="")
+        print(f": {prepared / decode:.0%}", flush=True)
+        os.chdir(start)
+    print(f"{'images':>8} {'first s':>8} {'a second':>8} {'again s':>8} {'+1 % s':>8} {'peak MB':>8}")
     for count in (1_000, 10_000, *([100_000] if arguments.big else [])):
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             write_params({"format": "folder", "path": "source"}, 3)
             make(Path("source"), 0, count)
-            files = sorted(Path("source").rglob("*.jpg"))[:2_000]
-            plain = own_process(f"benchmarks.data.decode_all({len(files)})")
-            plain = own_process(f"benchmarks.data.decode_all({len(files)})")  # the files are in memory, for both
-            runs = [own_process(PREPARE)]
-            after = own_process(f"benchmarks.data.decode_all({len(files)})")
-            decode = 2 * len(files) / (plain["cpu"] + after["cpu"])
-            runs.append(own_process(PREPARE))
+            runs = [own_process(), own_process()]
             make(Path("source"), count, count // 100)
-            runs.append(own_process(PREPARE))
-            rates = [count / run["cpu"] for run in runs]
+            runs.append(own_process())
+            walls = [run["wall"] for run in runs]
             print(
-                f"{count:>8,} {decode:>8,.0f} {rates[0]:>8,.0f} {rates[0] / decode:>6.0%} {runs[0]['wall']:>8.1f} "
-                f"{runs[1]['wall']:>8.1f} {runs[2]['wall']:>8.1f} {runs[0]['peak']:>8,.0f}",
+                f"{count:>8,} {walls[0]:>8.1f} {count / walls[0]:>8,.0f} {walls[1]:>8.1f} {walls[2]:>8.1f} "
+                f"{runs[0]['peak']:>8,.0f}",
                 flush=True,
             )
             os.chdir(start)
@@ -88,12 +89,37 @@ def make_one(root: Path, number: int) -> None:
     Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(file, quality=85)
 
 
-def decode_all(count: int) -> None:
-    """Decode the first files by Pillow alone, on all cores."""
-    files = sorted(Path("source").rglob("*.jpg"))[:count]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for _ in pool.map(decode_one, files, chunksize=prepare.CHUNK):
-            pass
+def rates(files: list[Path]) -> tuple[float, float]:
+    """Return how many images a core decodes, and how many it prepares, a second of its time.
+
+    Both in turn over the same files, 50 at a time, so that who else is at work slows both down alike. Preparing is
+    all of it: reading, hashing, decoding, measuring, and writing the shards, the rows and the cache.
+    """
+    spent = {"decode": 0.0, "prepare": 0.0}
+    folder = Path("out")
+    folder.mkdir()
+    known, table = Known(folder / "known.sqlite"), index.Rows(folder / "rows.arrow", "classification")
+    decode_one(files[0])  # imports
+    inspect(Item("x", file=files[0], label="x"), 3, 8, {})
+    with index.Shards(folder) as shards:
+        for first in range(0, len(files), 50):
+            some = files[first : first + 50]
+            begin = time.process_time()
+            for file in some:
+                decode_one(file)
+            middle = time.process_time()
+            fresh = []
+            for file in some:
+                one = inspect(Item(file.as_posix(), file=file, label="x"), 3, 8, known)
+                assert one.row is not None and one.fresh is not None
+                one.row["shard"], one.row["offset"] = shards.add(one.path, one.payload)
+                table.add(one.row)
+                fresh.append(one.fresh)
+            known.add(fresh)
+            spent["decode"] += middle - begin
+            spent["prepare"] += time.process_time() - middle
+    table.close()
+    return len(files) / spent["decode"], len(files) / spent["prepare"]
 
 
 def decode_one(file: Path) -> None:
@@ -104,25 +130,19 @@ def decode_one(file: Path) -> None:
         np.asarray(image)
 
 
-def own_process(work: str) -> dict[str, float]:
-    """Run Python code in a process of its own; return seconds (`wall`, and `cpu` with its children), and MB (`peak`).
-
-    Imports are not counted. Seconds of processors, unlike those of the clock, hardly depend on who else is at work.
-    """
-    code = f"""
-import resource as r, time, pathlib
+def own_process() -> dict[str, float]:
+    """Run `prepare` in a process of its own; return seconds without imports (`wall`), and MB (`peak`)."""
+    code = """
+import resource, time, pathlib
 import PIL.Image, pyarrow.parquet, tqdm
-import benchmarks.data
 from pipelines import prepare
-def cpu():
-    return sum(u.ru_utime + u.ru_stime for u in map(r.getrusage, (r.RUSAGE_SELF, r.RUSAGE_CHILDREN)))
-wall, used = time.perf_counter(), cpu()
-{work}
-print(time.perf_counter() - wall, cpu() - used, r.getrusage(r.RUSAGE_SELF).ru_maxrss / 1024)
+begin = time.perf_counter()
+prepare.main(pathlib.Path("data"))
+print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
     environment = {**os.environ, "PYTHONPATH": str(PARAMS.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return dict(zip(("wall", "cpu", "peak"), map(float, done.stdout.split()[-3:]), strict=True))
+    return dict(zip(("wall", "peak"), map(float, done.stdout.split()[-2:]), strict=True))
 
 
 def rows(folder: Path, count: int) -> None:
