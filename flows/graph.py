@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.stage import StageError
+
 LOCK = "dvc.lock"
 
 
@@ -17,26 +19,45 @@ def repository(tree: Path) -> Any:
 def needs(tree: Path, targets: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return stage -> the stages it needs, in the order in which `dvc repro TARGETS` runs them.
 
-    Without targets, of all stages. Raises StageError when a target is no stage.
+    A target is a stage or a `foreach` group of stages; without targets, all. Raises StageError when it is neither.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
-
-    from pipelines.stage import StageError
+    from dvc.repo.reproduce import get_active_graph, plan_repro
 
     with repository(tree) as repo:
         try:
             graph = get_active_graph(repo.index.graph)
-            order = plan_repro(graph, collect_stages(repo, list(targets) or ["dvc.yaml"]))
         except DvcException as error:
-            raise StageError(f"{tree}: {error}; `dvc stage list` shows what there is") from None
-        return {s.addressing: sorted(n.addressing for n in graph.successors(s)) for s in order}
+            raise StageError(f"{tree}: {error}") from None
+        known = {name_of(stage): stage for stage in repo.index.stages}
+        chosen = []
+        for target in targets or [name for name, stage in known.items() if stage.cmd]:
+            found = [stage for name, stage in known.items() if name == target or name.startswith(f"{target}@")]
+            if not found:
+                raise StageError(f"{target}: no such stage; have: {', '.join(known)}")
+            chosen += found
+        order = plan_repro(graph, chosen)
+        return {name_of(s): sorted(name_of(n) for n in graph.successors(s)) for s in order}
+
+
+def name_of(stage: Any) -> str:
+    """Return how DVC calls a stage in the top folder of its work tree: `train`, `data.dvc`, `sub/dvc.yaml:train`."""
+    path = Path(stage.path_in_repo).as_posix()
+    name = getattr(stage, "name", None)
+    if not name:
+        return path
+    return str(name) if path == "dvc.yaml" else f"{path}:{name}"
+
+
+def address(tree: Path, name: str) -> str:
+    """Return a stage as a target for DVC, whatever the current folder is."""
+    return str(tree / name) if ":" in name or name.endswith(".dvc") else f"{tree / 'dvc.yaml'}:{name}"
 
 
 def changed(tree: Path, name: str) -> bool:
     """Say whether `dvc repro` would run a stage: its command, parameters, dependencies or outputs are not as locked."""
     with repository(tree) as repo, repo.lock:
-        return any(stage.changed() for stage in repo.stage.collect(name))
+        return any(stage.changed() for stage in repo.stage.collect(address(tree, name)))
 
 
 def locked(tree: Path, names: Iterable[str]) -> dict[str, Any]:

@@ -44,13 +44,14 @@ def new_data(place: Path) -> list[str]:
     try:
         with graph.repository(place) as repo:
             sources = [s for s in repo.index.stages if not s.cmd]
-            if imports := [s.addressing for s in sources if s.is_import]:
+            if imports := [graph.address(place, graph.name_of(s)) for s in sources if s.is_import]:
                 repo.update(imports)
-            if others := [s.addressing for s in sources if not s.is_import]:
+            if others := [graph.address(place, graph.name_of(s)) for s in sources if not s.is_import]:
                 repo.pull(targets=others, force=True)
         with graph.repository(place) as repo, repo.lock:
             outs = [Path(o.fs_path) for s in repo.index.stages if not s.cmd for o in s.outs]
             deps = [d for s in repo.index.stages if s.cmd for d in s.deps if getattr(d, "fs_path", None)]
-            return sorted({str(d) for d in deps if any(Path(d.fs_path).is_relative_to(o) for o in outs) and d.status()})
+            new = {Path(d.fs_path) for d in deps if any(Path(d.fs_path).is_relative_to(o) for o in outs) and d.status()}
+            return sorted(path.relative_to(place).as_posix() for path in new)
     except DvcException as error:
         raise StageError(f"{place}: the source data: {error}") from error

@@ -60,7 +60,7 @@ def stage(name: str, commit: str, overrides: list[str], needs: dict[str, Any]) -
     from prefect.artifacts import Artifact
 
     made = work(name, commit, overrides, needs)
-    Artifact(type="result", key="lock", description=f"What {name} made", data=json.dumps(made)).create()
+    Artifact(type="result", key="lock", description=f"What {name} made", data=made).create()
 
 
 def elsewhere(
@@ -110,10 +110,11 @@ def exchange(direction: str, place: Path, stages: Sequence[str]) -> None:
         return
     try:
         with graph.repository(place) as repo:
+            targets = [graph.address(place, name) for name in stages]
             if direction == "push":
-                repo.push(targets=list(stages))
+                repo.push(targets=targets)
             else:
-                repo.pull(targets=list(stages), force=True)
+                repo.pull(targets=targets, force=True)
     except DvcException as error:
         raise StageError(f"dvc {direction} {' '.join(stages)}: {error}") from error
 

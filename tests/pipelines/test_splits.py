@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pipelines.splits import TEST, TRAIN, VAL, Splits, assign
 
 SHARES = Splits(val=0.1, test=0.3)
-ROWS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from("abc"), st.sampled_from([-1, -1, TRAIN, VAL, TEST])))
+ROWS = st.lists(
+    st.tuples(st.integers(0, 40), st.sampled_from("abc"), st.sampled_from([-1, -1, TRAIN, VAL, TEST])), min_size=1
+)
 
 
 def hashes(numbers: list[int]) -> np.ndarray:
