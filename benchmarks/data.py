@@ -1,6 +1,7 @@
 """Measures what indexing costs, against plain decoding, in one run: python -m benchmarks.data [--big] [--rows N].
 
-Prints images a second and core, the second run after 1 % more images, peak memory, and the contract on N rows.
+Prints what one core prepares beside what it decodes; the seconds of a first run, a second one, and one after 1 % more
+images; the peak of memory of the main process; and the seconds of the contract on N rows.
 """
 
 import argparse
@@ -15,10 +16,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipelines import check_data, index, params, prepare
+from pipelines import check_data, index, params
+from pipelines.facts import inspect
 from pipelines.files import write_json
+from pipelines.formats import Item
+from pipelines.known import Known
 
 SIZE = (640, 480)
+GRAIN = np.random.default_rng(0).normal(0, 4, (*SIZE[::-1], 1)).astype(np.int16)
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
 
@@ -30,26 +35,27 @@ def main() -> None:
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     start = Path.cwd()
-    print(f"{cores} cores; JPEGs of {SIZE[0]}x{SIZE[1]}; images a second and core")
-    print(f"{'images':>8} {'decode':>8} {'prepare':>8} {'share':>6} {'again':>8} {'+1 %':>8} {'peak MB':>8}")
+    print(f"{cores} cores; JPEGs of {SIZE[0]}x{SIZE[1]}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make(Path("source"), 0, 1_000)
+        decode, prepared = rates(sorted(Path("source").rglob("*.jpg")))
+        print(f"of one core, a second: {decode:,.0f} images decoded by Pillow, {prepared:,.0f} prepared", end="")
+        print(f": {prepared / decode:.0%}", flush=True)
+        os.chdir(start)
+    print(f"{'images':>8} {'first s':>8} {'a second':>8} {'again s':>8} {'+1 % s':>8} {'peak MB':>8}")
     for count in (1_000, 10_000, *([100_000] if arguments.big else [])):
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             write_params({"format": "folder", "path": "source"}, 3)
             make(Path("source"), 0, count)
-            files = sorted(Path("source").rglob("*.jpg"))[:2_000]
-            decode_all(files, cores)  # the files are in memory then, for both
-            before = timed(lambda files=files: decode_all(files, cores))
-            first, peak = own_process(Path("data"))
-            after = timed(lambda files=files: decode_all(files, cores))
-            decode = len(files) / ((before + after) / 2) / cores
-            again, _ = own_process(Path("data"))
+            runs = [own_process(), own_process()]
             make(Path("source"), count, count // 100)
-            grown, _ = own_process(Path("data"))
-            rates = [count / seconds / cores for seconds in (first, again, grown)]
+            runs.append(own_process())
+            walls = [run["wall"] for run in runs]
             print(
-                f"{count:>8,} {decode:>8,.0f} {rates[0]:>8,.0f} {rates[0] / decode:>6.0%} {rates[1]:>8,.0f} "
-                f"{rates[2]:>8,.0f} {peak:>8,.0f}",
+                f"{count:>8,} {walls[0]:>8.1f} {count / walls[0]:>8,.0f} {walls[1]:>8.1f} {walls[2]:>8.1f} "
+                f"{runs[0]['peak']:>8,.0f}",
                 flush=True,
             )
             os.chdir(start)
@@ -65,28 +71,55 @@ def main() -> None:
 
 def make(root: Path, first: int, count: int) -> None:
     """Write `count` JPEGs in ten classes: smooth colours with the grain of a camera. No two have equal pixels."""
-    import io
+    for number in range(10):
+        (root / f"class {number}").mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor() as pool:
+        for _ in pool.map(make_one, [root] * count, range(first, first + count), chunksize=64):
+            pass
 
+
+def make_one(root: Path, number: int) -> None:
+    """Write one JPEG."""
     from PIL import Image
 
-    random = np.random.default_rng(first)
-    grain = random.normal(0, 4, (*SIZE[::-1], 1)).astype(np.int16)
-    for number in range(first, first + count):
-        small = random.integers(0, 255, (SIZE[1] // 16, SIZE[0] // 16, 3), np.uint8)
-        file = root / f"class {number % 10}" / f"{number:07d}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        data = io.BytesIO()
-        smooth = np.asarray(Image.fromarray(small).resize(SIZE), np.int16)
-        grainy = np.roll(grain, int(random.integers(SIZE[1])), 0) + smooth
-        Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=85)
-        file.write_bytes(data.getvalue())
+    random = np.random.default_rng(number)
+    small = random.integers(0, 255, (SIZE[1] // 16, SIZE[0] // 16, 3), np.uint8)
+    image = np.asarray(Image.fromarray(small).resize(SIZE), np.int16) + np.roll(GRAIN, int(random.integers(SIZE[1])), 0)
+    file = root / f"class {number % 10}" / f"{number:07d}.jpg"
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(file, quality=85)
 
 
-def decode_all(files: list[Path], cores: int) -> None:
-    """Decode files by Pillow alone, on all cores."""
-    with ProcessPoolExecutor(cores) as pool:
-        for _ in pool.map(decode_one, files, chunksize=prepare.CHUNK):
-            pass
+def rates(files: list[Path]) -> tuple[float, float]:
+    """Return how many images a core decodes, and how many it prepares, a second of its time.
+
+    Both in turn over the same files, 50 at a time, so that who else is at work slows both down alike. Preparing is
+    all of it: reading, hashing, decoding, measuring, and writing the shards, the rows and the cache.
+    """
+    spent = {"decode": 0.0, "prepare": 0.0}
+    folder = Path("out")
+    folder.mkdir()
+    known, table = Known(folder / "known.sqlite"), index.Rows(folder / "rows.arrow", "classification")
+    decode_one(files[0])  # imports
+    inspect(Item("x", file=files[0], label="x"), 3, 8, {})
+    with index.Shards(folder) as shards:
+        for first in range(0, len(files), 50):
+            some = files[first : first + 50]
+            begin = time.process_time()
+            for file in some:
+                decode_one(file)
+            middle = time.process_time()
+            fresh = []
+            for file in some:
+                one = inspect(Item(file.as_posix(), file=file, label="x"), 3, 8, known)
+                assert one.row is not None and one.fresh is not None
+                one.row["shard"], one.row["offset"] = shards.add(one.path, one.payload)
+                table.add(one.row)
+                fresh.append(one.fresh)
+            known.add(fresh)
+            spent["decode"] += middle - begin
+            spent["prepare"] += time.process_time() - middle
+    table.close()
+    return len(files) / spent["decode"], len(files) / spent["prepare"]
 
 
 def decode_one(file: Path) -> None:
@@ -97,20 +130,19 @@ def decode_one(file: Path) -> None:
         np.asarray(image)
 
 
-def own_process(out: Path) -> tuple[float, float]:
-    """Run `prepare` in a process of its own; return seconds from start to end without imports, and its peak in MB."""
-    code = (
-        "import sys, time, resource, pathlib\n"
-        "from pipelines import prepare, index\n"
-        "import pyarrow.parquet, tqdm\n"
-        "begin = time.perf_counter()\n"
-        f"prepare.main(pathlib.Path({str(out)!r}))\n"
-        "print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
-    )
+def own_process() -> dict[str, float]:
+    """Run `prepare` in a process of its own; return seconds without imports (`wall`), and MB (`peak`)."""
+    code = """
+import resource, time, pathlib
+import PIL.Image, pyarrow.parquet, tqdm
+from pipelines import prepare
+begin = time.perf_counter()
+prepare.main(pathlib.Path("data"))
+print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
     environment = {**os.environ, "PYTHONPATH": str(PARAMS.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    seconds, peak = done.stdout.split()[-2:]
-    return float(seconds), float(peak)
+    return dict(zip(("wall", "peak"), map(float, done.stdout.split()[-2:]), strict=True))
 
 
 def rows(folder: Path, count: int) -> None:

@@ -6,21 +6,23 @@ A cache beside the versioned outputs: removing it costs time and changes no outp
 import json
 import sqlite3
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pipelines import facts, images
-from pipelines.files import sha256_file
+from pipelines.files import sha256_bytes, sha256_file
 
 KNOWN = Path(".quantmill/images.sqlite")
 
 
 class Known:
-    """Facts by content hash. Other code that decodes or measures is another table, and knows nothing yet."""
+    """Facts by content hash. Other code or libraries that decode or measure have another table, empty at first."""
 
     def __init__(self, file: Path) -> None:
-        code = "".join(sha256_file(Path(str(module.__file__))) for module in (images, facts))
-        self.table = "facts_" + code[:16] + code[64:80]
+        told = [sha256_file(Path(str(module.__file__))) for module in (images, facts)]
+        told += [f"{name} {version(name)}" for name in ("imagecodecs", "numpy", "pillow", "tifffile")]
+        self.table = f"facts_{sha256_bytes(' '.join(told).encode())[:32]}"
         self.file = file
         self.connection: sqlite3.Connection | None = None
         with suppress(OSError, sqlite3.Error):

@@ -43,8 +43,8 @@ def assign(
     missing = [s for s in (VAL, TEST) if (given >= 0).any() and not (given == s).any()]
     strata: dict[tuple[bool, str], list[tuple[str, int]]] = {}
     order = np.argsort(hashes, kind="stable")
-    starts = np.flatnonzero(np.r_[True, hashes[order][1:] != hashes[order][:-1]])
-    ends = np.r_[starts[1:], len(order)]
+    starts = np.flatnonzero(np.r_[np.ones(min(1, len(order)), bool), hashes[order][1:] != hashes[order][:-1]])
+    ends = np.r_[starts[1:], len(order)][: len(starts)]
     for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         rows = order[start:end]
         kept = given[rows][given[rows] >= 0]
