@@ -88,7 +88,7 @@ def bring_up_to_date(
     graph.settle(work, before, needs)
     ran = [o for o in outcomes if o.what == "ran"]
     failed = [o for o in outcomes if o.what == "failed"]
-    experiment = tree.save(work) if work != root and ran and not failed else ""
+    experiment = tree.save(work, list(needs)) if work != root and ran and not failed else ""
     report.publish(work, outcomes, experiment)
     message = report.line(outcomes, experiment)
     return Failed(message=message) if failed else Completed(message=message)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +70,8 @@ def place(root: Path, name: str, overrides: Sequence[str], fetch: bool, who: str
         if overrides:
             _carry(root, tree)
             override(tree, overrides)
+        with graph.repository(tree) as repo:  # what is built already need not be built again
+            repo.checkout(force=True, allow_missing=True)
         yield tree
         if not kept:
             git(root, "worktree", "remove", "--force", str(tree))
@@ -95,7 +99,7 @@ def check_out(root: Path, tree: Path, revision: str) -> None:
     with graph.repository(root) as repo:
         settings = repo.config.load_one("local")
         remotes = {**repo.config.load_one("repo").get("remote", {}), **settings.get("remote", {})}
-        cache = repo.cache.local.path
+        cache = repo.cache.local_cache_dir
     with graph.repository(tree) as repo, repo.config.edit("local") as local:
         local.update(settings)
         local["remote"] = remotes  # relative paths in the file would lead elsewhere from there
@@ -133,17 +137,14 @@ def override(tree: Path, overrides: Sequence[str]) -> None:
         raise StageError(f"--set {' '.join(overrides)}: {cause}; write KEY=VALUE, such as prune.ratio=0.5") from None
 
 
-def save(tree: Path) -> str:
-    """Keep what a checkout holds as a DVC experiment of its commit, and return its name."""
-    kept = {key: os.environ.get(key) for key in IDENTITY}
-    os.environ.update({k: v for k, v in IDENTITY.items() if not kept[k]})
-    try:
-        with graph.repository(tree) as repo:
-            revision = repo.experiments.save(force=True)
-            return str(repo.experiments.get_exact_name([revision])[revision])
-    finally:
-        for key, value in kept.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
+def save(tree: Path, stages: Sequence[str]) -> str:
+    """Keep some stages of a checkout as a DVC experiment of its commit, and return its name. Raises StageError."""
+    words = [sys.executable, "-m", "dvc", "exp", "save", "--force", *stages]
+    done = subprocess.run(words, cwd=tree, capture_output=True, text=True, env={**IDENTITY, **os.environ}, check=False)
+    found = re.search(r"saved as: (\S+)", done.stdout)
+    if not found:
+        raise StageError(f"{tree}: dvc exp save: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    return found[1]
 
 
 def git(tree: Path, *words: str) -> str:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -100,17 +100,11 @@ def start(words: list[str], cwd: Path, log: Path, **more: str) -> subprocess.Pop
 
 def stop(process: subprocess.Popen, sign: int = signal.SIGTERM, seconds: float = 20) -> None:
     """Stop a process and all of its group."""
-    try:
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.killpg(process.pid, sign)
         process.wait(seconds)
-    except ProcessLookupError:
-        pass
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
