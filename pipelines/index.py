@@ -1,4 +1,4 @@
-"""Writes the shards and the index. Rows go to disk as they come, so that memory does not grow with them."""
+"""Writes the shards and the index. Rows go to disk as they come: memory holds about a kilobyte for each, not images."""
 
 import io
 import json
