@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from flows import graph
-from pipelines.files import read_json, sha256_tree
+from pipelines.files import sha256_tree
 from tests import line
 from tests.flows import servers
 
@@ -125,19 +125,3 @@ def test_the_api_is_restarted_while_a_flow_runs_and_a_second_flow_finds_the_tree
     states = [run["state"]["type"] for run in prefect.runs("build")[-3:]]
     assert sorted(states) == ["COMPLETED", "COMPLETED", "FAILED"]
     assert "up to date" in line.run(root, "dvc", "status").stdout
-
-
-def test_the_real_line_is_built_by_the_flow_with_its_table_in_prefect(prefect, tmp_path):
-    root = line.copy(tmp_path)
-    line.run(root, "dvc", "repro", "calibrate")
-    done = servers.build(root, "--target", "judge@onnxruntime-int8", PYTHONPATH=str(root), **prefect.client)
-    assert done.stdout.splitlines()[-1] == "4 ran, 9 unchanged"
-    assert "up to date" not in line.run(root, "dvc", "status").stdout  # other targets are not built
-    found = artifacts(prefect, prefect.runs("build")[-1]["id"])
-    verdict = read_json(root / "build/verdicts/onnxruntime-int8.json")["verdict"]
-    assert "| onnxruntime-int8 | " in found["summary"]["data"] and f"| {verdict} |" in found["summary"]["data"]
-    assert (
-        servers.build(root, "--target", "judge@onnxruntime-int8", PYTHONPATH=str(root), **prefect.client)
-        .stdout.splitlines()[-1]
-        .startswith("nothing to do: all 13")
-    )
