@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.data import Dataset
 from pipelines.files import read_json
+from pipelines.overlap import copies
 from pipelines.preprocess import Preprocess
 from pipelines.stage import StageError
 
@@ -30,20 +31,23 @@ class Calibration:
     def __len__(self) -> int:
         return len(self.manifest["images"])
 
-    def inputs(self, size: int = 1) -> Iterator[NDArray[np.float32]]:
-        """Yield batches float32 N x C x H x W in the manifest's order, reading the images as it goes.
-
-        Raises StageError when an image of the manifest is not in the dataset.
-        """
+    @cached_property
+    def rows(self) -> list[int]:
+        """The rows of the images in the dataset. Raises StageError when one is not there."""
         places = {name: row for row, name in enumerate(self.dataset.column("content_hash"))}
-        images = self.manifest["images"]
-        for start in range(0, len(images), size):
-            batch = []
-            for image in images[start : start + size]:
-                if image["content_hash"] not in places:
-                    raise StageError(f"{image['path']}: is in the calibration manifest but not in the dataset")
-                batch.append(self.preprocess(self.dataset.image(places[image["content_hash"]])))
-            yield np.stack(batch)
+        for image in self.manifest["images"]:
+            if image["content_hash"] not in places:
+                raise StageError(f"{image['path']}: is in the calibration manifest but not in the dataset")
+        return [places[image["content_hash"]] for image in self.manifest["images"]]
+
+    def overlap(self) -> int:
+        """Return how many of the images are copies of a test image."""
+        return len({one for one, _ in copies(self.dataset, self.rows, self.dataset.rows("test").tolist())})
+
+    def inputs(self, size: int = 1) -> Iterator[NDArray[np.float32]]:
+        """Yield batches float32 N x C x H x W in the manifest's order, reading the images as it goes."""
+        for start in range(0, len(self.rows), size):
+            yield np.stack([self.preprocess(self.dataset.image(row)) for row in self.rows[start : start + size]])
 
     @cached_property
     def activations(self) -> dict[str, dict[str, tuple[float, float]]]:

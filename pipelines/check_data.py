@@ -1,8 +1,7 @@
 """Holds the index against the data contract with Great Expectations, and writes Data Docs."""
 
-import html
+import shutil
 import warnings
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.data import Dataset
-from pipelines.files import write_file, write_folder, write_json
+from pipelines.data_docs import page
+from pipelines.drift import Drift, measure
+from pipelines.files import read_json, write_file, write_folder, write_json
 from pipelines.formats import SPLITS
 from pipelines.params import Section, section
 from pipelines.stage import StageError, run
@@ -51,6 +52,13 @@ class Exactly(Section):
     value: int
 
 
+class Boxes(Section):
+    """What the boxes of a detection dataset must keep."""
+
+    outside: Most = Field(description="Pixels by which a box may stick out of its image.")
+    area: Least = Field(description="Area of a box in pixels.")
+
+
 class Contract(Section):
     """What the data must keep."""
 
@@ -64,19 +72,25 @@ class Contract(Section):
     per_class: Least = Field(description="Images of each class in each split.")
     balance: Most = Field(description="Images of the largest class / of the smallest, in training.")
     duplicates: Level = Field(description="Level of: no two splits hold an image of equal pixels.")
+    boxes: Boxes | None = Field(description="For detection; null otherwise.")
+    drift: Drift | None = Field(description="Against an earlier version of the data; null: not compared.")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation: the column `values` must lie in low..high; `names` says what each value belongs to."""
+    """One expectation: `values` must lie in low..high; `names` says what each belongs to, one for one.
+
+    `shown` are the examples of a check whose values belong to no single file.
+    """
 
     name: str
     level: str
     what: str
-    names: list[str]
+    names: Any
     values: NDArray[np.float64] = field(repr=False)
     low: float | None
     high: float | None
+    shown: tuple[str, ...] = ()
 
 
 def main(data: Path, out: Path) -> None:
@@ -85,68 +99,159 @@ def main(data: Path, out: Path) -> None:
     Raises StageError naming each violated expectation of level `error`, its count, and three example files; the
     docs are then kept under `.quantmill/contract`.
     """
-    dataset = Dataset(data)
-    results = judge(checks(dataset, section("contract", Contract)))
+    dataset, contract = Dataset(data), section("contract", Contract)
+    rejected = read_json(data / "rejected.json")
+    drifted = _drift(dataset, contract)
+    counts = count(dataset)
+    results = judge(checks(dataset, contract, counts, rejected, drifted))
     broken = [r for r in results if not r["success"] and r["level"] == "error"]
+    by_name = {s: dict(zip(dataset.classes, counts[n].tolist(), strict=True)) for n, s in enumerate(SPLITS)}
+    found = {"counts": by_name, "drift": drifted}
     with write_folder(KEPT if broken else out) as folder:
-        write_json(folder / "results.json", {"checks": results, "dataset": dataset.info, "passed": not broken})
+        write_json(folder / "results.json", {"checks": results, "dataset": dataset.info, "passed": not broken, **found})
         with write_file(folder / "docs" / "index.html") as part:
-            part.write_text(page(dataset.info, results), encoding="utf-8")
+            part.write_text(page(dataset.info, results, {**found, "rejected": rejected}), encoding="utf-8")
     for result in results:
         if not result["success"]:
             print(f"{result['level']}: {_sentence(result)}")
     if broken:
         sentences = "; ".join(_sentence(result) for result in broken)
         raise StageError(f"the data breaks its contract: {sentences}; see {KEPT}/docs/index.html")
+    shutil.rmtree(KEPT, ignore_errors=True)  # of an earlier, violated contract
     print(f"{len(results)} expectations, {sum(r['success'] for r in results)} met")
 
 
-def checks(dataset: Dataset, contract: Contract) -> list[Check]:
-    """Return the contract as checks of columns, over images, class and split pairs, and the dataset as a whole."""
-    paths = [str(p) for p in dataset.column("path")]
-    info = dataset.info
+def checks(
+    dataset: Dataset,
+    contract: Contract,
+    counts: NDArray[np.int64],
+    rejected: list[dict[str, str]],
+    drifted: list[dict[str, Any]],
+) -> list[Check]:
+    """Return the contract as checks of columns: over images, boxes, class and split pairs, and the whole.
 
-    def of_images(name: str, what: str, bound: Any, column: str, low: float, high: float) -> Check:
-        return Check(name, bound.level, what, paths, dataset.column(column).astype(np.float64), low, high)
+    `counts` are of `count`, `rejected` are the files left out, `drifted` the statistics against the reference.
+    """
+    paths = dataset.column("path")
+
+    def of_images(name: str, what: str, bound: Any, low: float, high: float) -> Check:
+        return Check(name, bound.level, what, paths, dataset.column(name).astype(np.float64), low, high)
 
     edge, channels, bits = contract.edge, contract.channels, contract.bits
+    size = f"{edge.min:g} to {edge.max:g} pixels"
     found = [
-        of_images("width", f"{edge.min:g} to {edge.max:g} pixels", edge, "width", edge.min, edge.max),
-        of_images("height", f"{edge.min:g} to {edge.max:g} pixels", edge, "height", edge.min, edge.max),
-        of_images("channels", str(channels.value), channels, "channels", channels.value, channels.value),
-        of_images("bits", str(bits.value), bits, "bits", bits.value, bits.value),
+        of_images("width", size, edge, edge.min, edge.max),
+        of_images("height", size, edge, edge.min, edge.max),
+        of_images("channels", str(channels.value), channels, channels.value, channels.value),
+        of_images("bits", str(bits.value), bits, bits.value, bits.value),
     ]
     for name in ("brightness", "sharpness"):
         bound = getattr(contract, name)
-        found.append(of_images(name, f"{bound.min:g} to {bound.max:g}", bound, name, bound.min, bound.max))
-    total = sum(info["images"].values()) + info["rejected"]
-    share = np.array([info["rejected"] / total])
-    most = contract.unreadable
+        found.append(of_images(name, f"{bound.min:g} to {bound.max:g}", bound, bound.min, bound.max))
+    found.append(Check("duplicates", contract.duplicates, "in one split only", paths, _in_splits(dataset), 1, 1))
+    if contract.boxes and dataset.info["task"] == "detection":
+        found += _of_boxes(dataset, contract.boxes, paths)
+    total = len(paths) + len(rejected)
+    most, shown = contract.unreadable, tuple(f"{r['path']} ({r['reason']})" for r in rejected[:EXAMPLES])
+    what = f"at most {most.max:g} of {total:,} files left out ({len(rejected):,} are)"
     found.append(
-        Check("unreadable", most.level, f"at most {most.max:g} of the files", ["rejected.json"], share, None, most.max)
+        Check("unreadable", most.level, what, ["files"], np.array([len(rejected) / total]), None, most.max, shown)
     )
-    found += _of_labels(dataset, contract, paths)
-    splits: dict[str, set[str]] = {}
-    for pixels, split in zip(dataset.column("pixel_hash"), dataset.column("split"), strict=True):
-        splits.setdefault(pixels, set()).add(split)
-    count = np.array([len(splits[pixels]) for pixels in dataset.column("pixel_hash")], np.float64)
-    return [*found, Check("duplicates", contract.duplicates, "each image in one split only", paths, count, 1, 1)]
+    found += _of_labels(dataset, contract, counts, paths)
+    for statistic in ("ks", "psi") if contract.drift else ():
+        bound = getattr(contract.drift, statistic)
+        ours = [d for d in drifted if d["statistic"] == statistic]
+        names, values = [d["column"] for d in ours], np.array([d["value"] for d in ours])
+        what = f"{statistic.upper()} of at most {bound.max:g} against the reference"
+        found.append(Check(f"drift_{statistic}", bound.level, what, names, values, None, bound.max))
+    return found
 
 
-def _of_labels(dataset: Dataset, contract: Contract, paths: list[str]) -> list[Check]:
-    labels = [np.atleast_1d(dataset.labels_of(row)) for row in range(len(paths))]
-    lowest = np.array([each.min() if len(each) else 0 for each in labels], np.float64)
-    counts = Counter((s, int(n)) for s, each in zip(dataset.column("split"), labels, strict=True) for n in set(each))
-    pairs = [(split, n) for split in SPLITS for n in range(len(dataset.classes))]
-    names = [f"class {dataset.classes[n]} in {split}" for split, n in pairs]
-    values = np.array([counts[pair] for pair in pairs], np.float64)
-    train = np.array([counts["train", n] for n in range(len(dataset.classes))], np.float64)
-    ratio = np.array([train.max() / train.min() if train.min() else np.inf])
-    least, balance = contract.per_class, contract.balance
+def count(dataset: Dataset) -> NDArray[np.int64]:
+    """Return the images of each class in each split: splits x classes."""
+    rows, labels = _labels(dataset)
+    pairs = np.unique(np.stack([rows, labels], 1)[labels >= 0], axis=0)
+    counts = np.zeros((len(SPLITS), len(dataset.classes)), np.int64)
+    np.add.at(counts, (_splits(dataset)[pairs[:, 0]], pairs[:, 1]), 1)
+    return counts
+
+
+def _drift(dataset: Dataset, contract: Contract) -> list[dict[str, Any]]:
+    if contract.drift is None:
+        return []
+    bounds = {"ks": contract.drift.ks, "psi": contract.drift.psi}
+    return [{**d, **bounds[d["statistic"]].model_dump()} for d in measure(dataset, contract.drift)]
+
+
+def _splits(dataset: Dataset) -> NDArray[np.int64]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return np.asarray(pc.index_in(dataset.index.column("split"), value_set=pa.array(SPLITS)).to_numpy(), np.int64)
+
+
+def _labels(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows and the class ids of all labels, or of all boxes."""
+    import pyarrow.compute as pc
+
+    if dataset.info["task"] == "classification":
+        return np.arange(len(dataset.labels)), dataset.labels
+    boxes = dataset.index.column("boxes")
+    labels = pc.struct_field(pc.list_flatten(boxes), "label").to_numpy()
+    return pc.list_parent_indices(boxes).to_numpy().astype(np.int64), labels.astype(np.int64)
+
+
+def _in_splits(dataset: Dataset) -> NDArray[np.float64]:
+    """Return for each row the number of splits that hold an image of its pixels."""
+    import pyarrow as pa
+
+    column = dataset.index.column("pixel_hash")
+    codes = pa.chunked_array(column.dictionary_encode()).unify_dictionaries().combine_chunks().indices.to_numpy()
+    held = np.zeros((int(codes.max(initial=-1)) + 1, len(SPLITS)), bool)
+    held[codes, _splits(dataset)] = True
+    return np.asarray(held.sum(1)[codes], np.float64)
+
+
+def _of_boxes(dataset: Dataset, bounds: Boxes, paths: NDArray[Any]) -> list[Check]:
+    import pyarrow.compute as pc
+
+    boxes = dataset.index.column("boxes")
+    flat = pc.list_flatten(boxes)
+    rows = pc.list_parent_indices(boxes).to_numpy()
+    x, y, width, height = (pc.struct_field(flat, s).to_numpy() for s in ("x", "y", "width", "height"))
+    right = x + width - dataset.column("width")[rows]
+    bottom = y + height - dataset.column("height")[rows]
+    sticks = np.max([-x, -y, right, bottom, np.zeros(len(x))], 0) if len(x) else np.zeros(0)
+    most, least, names = bounds.outside, bounds.area, paths[rows]
     return [
-        Check("known_class", contract.known_class, "labels that the dataset names", paths, lowest, 0, None),
-        Check("per_class", least.level, f"at least {least.min} images", names, values, least.min, None),
-        Check("balance", balance.level, f"at most {balance.max:g} to 1", ["training split"], ratio, None, balance.max),
+        Check(
+            "box_outside", most.level, f"at most {most.max:g} pixels out of the image", names, sticks, None, most.max
+        ),
+        Check("box_area", least.level, f"at least {least.min} pixels", names, width * height, least.min, None),
+    ]
+
+
+def _of_labels(dataset: Dataset, contract: Contract, counts: NDArray[np.int64], paths: NDArray[Any]) -> list[Check]:
+    rows, labels = _labels(dataset)
+    pairs = [f"class {name} in {split}" for split in SPLITS for name in dataset.classes]
+    train = counts[0].astype(np.float64)
+    ratio = np.array([train.max() / train.min() if len(train) and train.min() else np.inf])
+    least, balance = contract.per_class, contract.balance
+    ids = labels.astype(np.float64)
+    rare = tuple(f"class {dataset.classes[n]} ({counts[0][n]})" for n in np.argsort(train, kind="stable")[:EXAMPLES])
+    what = f"at most {balance.max:g} to 1 in training"
+    return [
+        Check("known_class", contract.known_class, "a class of the dataset", paths[rows], ids, 0, None),
+        Check(
+            "per_class",
+            least.level,
+            f"at least {least.min} images",
+            pairs,
+            counts.ravel().astype(float),
+            least.min,
+            None,
+        ),
+        Check("balance", balance.level, what, ["classes"], ratio, None, balance.max, rare),
     ]
 
 
@@ -163,9 +268,8 @@ def judge(wanted: list[Check]) -> list[dict[str, Any]]:
         source = context.data_sources.add_pandas("index")
         for check in wanted:
             asset = source.add_dataframe_asset(check.name).add_batch_definition_whole_dataframe("all")
-            frame = pandas.DataFrame(
-                {check.name: np.nan_to_num(check.values, nan=np.inf, posinf=1e308), "of": check.names}
-            )
+            worst = 1e308 if check.high is not None else -1e308
+            frame = pandas.DataFrame({check.name: np.nan_to_num(check.values, nan=worst, posinf=1e308, neginf=-1e308)})
             expectation = gx.expectations.ExpectColumnValuesToBeBetween(
                 column=check.name,
                 min_value=check.low,
@@ -174,6 +278,7 @@ def judge(wanted: list[Check]) -> list[dict[str, Any]]:
             )
             result = asset.get_batch({"dataframe": frame}).validate(expectation, result_format="COMPLETE")
             broken = sorted(result.result.get("unexpected_index_list") or [])
+            shown = [f"{check.names[n]} ({check.values[n]:.4g})" for n in broken[:EXAMPLES]]
             results.append(
                 {
                     "check": check.name,
@@ -187,45 +292,15 @@ def judge(wanted: list[Check]) -> list[dict[str, Any]]:
                     "unexpected": len(broken),
                     "lowest": float(check.values.min()) if len(check.values) else None,
                     "highest": float(check.values.max()) if len(check.values) else None,
-                    "examples": [{"of": check.names[n], "value": float(check.values[n])} for n in broken[:EXAMPLES]],
+                    "examples": list(check.shown) or shown if broken else [],
                 }
             )
     return results
 
 
 def _sentence(result: dict[str, Any]) -> str:
-    examples = ", ".join(f"{e['of']} ({e['value']:.4g})" for e in result["examples"])
+    examples = ", ".join(result["examples"])
     return f"{result['check']}: {result['unexpected']} of {result['values']} not {result['wanted']}, such as {examples}"
-
-
-def page(info: dict[str, Any], results: list[dict[str, Any]]) -> str:
-    """Return the Data Docs as one page that needs nothing else."""
-    rows = []
-    for r in results:
-        state = "met" if r["success"] else r["level"]
-        examples = "<br>".join(html.escape(f"{e['of']} ({e['value']:.4g})") for e in r["examples"]) or "&ndash;"
-        found = "&ndash;" if r["lowest"] is None else f"{r['lowest']:.4g} to {r['highest']:.4g}"
-        rows.append(
-            f"<tr class={state}><td><b>{state}</b><td>{html.escape(r['check'])}<td>{html.escape(r['wanted'])}"
-            f"<td>{found}<td class=n>{r['values']:,}<td class=n>{r['unexpected']:,}<td>{examples}"
-        )
-    met = sum(r["success"] for r in results)
-    images = ", ".join(f"{info['images'][s]:,} {s}" for s in SPLITS)
-    classes = html.escape(", ".join(info["classes"][:50]))
-    return f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>Data contract</title><style>
-body{{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1c2530}}
-h1{{margin-bottom:.2rem}} p{{margin:.2rem 0 1rem;color:#51606f}}
-div{{overflow-x:auto}} table{{border-collapse:collapse;width:100%}}
-th,td{{text-align:left;padding:.45rem .7rem;border-bottom:1px solid #dde3ea;vertical-align:top}}
-.n{{text-align:right}} .met b{{color:#1a7f37}} .warn b{{color:#9a6700}} .error b{{color:#cf222e}}
-.error{{background:#fff1f0}} .warn{{background:#fff8e5}}
-</style><h1>Data contract: {met} of {len(results)} expectations met</h1>
-<p>{images} images; {info["rejected"]:,} files left out; {len(info["classes"])} classes: {classes};
-{info["channels"]} channel(s) of {info["bits"]} bits</p>
-<div><table><thead><tr><th>Result<th>Expectation<th>Wanted<th>Found<th class=n>Values<th class=n>Unexpected<th>Examples
-<tbody>{"".join(rows)}</table></div></html>
-"""
 
 
 if __name__ == "__main__":

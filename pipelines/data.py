@@ -51,10 +51,18 @@ class Dataset:
         return self.column("label").astype(np.int64)
 
     def boxes(self, row: int) -> NDArray[np.float64]:
-        """Return the boxes of one image (detection): N x 5, left, top, width and height in pixels, and class id."""
+        """Return the boxes of one image (detection): N x 5, left, top, width and height in pixels, and class id.
+
+        What sticks out of the image is cut off; the index has the boxes as they were annotated.
+        """
         found = self.index.column("boxes")[row].as_py()
-        values = [[b["x"], b["y"], b["width"], b["height"], b["label"]] for b in found]
-        return np.array(values, np.float64).reshape(-1, 5)
+        values = np.array([[b["x"], b["y"], b["width"], b["height"], b["label"]] for b in found], np.float64)
+        boxes = values.reshape(-1, 5)
+        size = [self.index.column(side)[row].as_py() for side in ("width", "height")]
+        ends = np.clip(boxes[:, :2] + boxes[:, 2:4], 0, size)
+        boxes[:, :2] = np.clip(boxes[:, :2], 0, size)
+        boxes[:, 2:4] = ends - boxes[:, :2]
+        return boxes
 
     def labels_of(self, row: int) -> NDArray[np.int64]:
         """Return the class ids of one image: of its label, or of each of its boxes."""
@@ -90,7 +98,7 @@ class Dataset:
             height=size.height,
             width=size.width,
             resize=size.resize,
-            full_scale=float(2 ** self.info["bits"] - 1),
+            full_scale=1.0 if self.info["bits"] == 32 else float(2 ** self.info["bits"] - 1),
             mean=tuple(self.info["mean"]),
             std=tuple(self.info["std"]),
         )

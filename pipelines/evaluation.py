@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,16 +16,22 @@ from pipelines.data import Dataset
 from pipelines.files import read_json, write_file
 from pipelines.params import Section, section, value
 from pipelines.preprocess import Preprocess
+from pipelines.runtimes import Operator
 
 Outputs = list[NDArray[Any]]
 
 # Every metric that a gate can bound; `validate` writes each, null where this machine cannot measure it.
 METRICS = {
     "agreement": "share of images on which the candidate and the pruned FP32 model say the same",
+    "calibration_overlap": "calibration images that are, or nearly are, test images; an INT8 target allows none",
     "compression": "bytes of the teacher in FP32 ONNX / bytes of the artifact",
     "drop_fp32": "points of the task metric lost against the pruned FP32 model",
     "drop_teacher": "points of the task metric lost against the teacher",
+    "drop_worst_slice": "points lost against the pruned FP32 model in the slice (class, brightness) that loses most",
     "energy_mj": "millijoules of the processor package per image, where the machine counts them",
+    "int8_share": "share of multiply-adds that the runtime really executes in INT8; an INT8 target needs half of them",
+    "kept_fp32": "task metric / that of the pruned FP32 model; also as a tier: 95%, 99%, 99.9%",
+    "kept_teacher": "task metric / that of the teacher; also as a tier",
     "load_ms": "milliseconds from the file to the first answer",
     "p50_ms": "median latency of one image, in milliseconds",
     "p95_ms": "95th percentile of the latency",
@@ -64,6 +71,16 @@ class TestSet:
         """C, H, W of one input."""
         return [self.preprocess.channels, self.preprocess.height, self.preprocess.width]
 
+    @cached_property
+    def slices(self) -> dict[str, NDArray[np.int64]]:
+        """Parts of the split that are also scored on their own: those of the task, and thirds by brightness."""
+        brightness = self.dataset.column("brightness")[self.rows]
+        edges = np.quantile(brightness, (1 / 3, 2 / 3))
+        thirds = np.searchsorted(edges, brightness, side="right")
+        parts = {f"brightness {name}": np.flatnonzero(thirds == n) for n, name in enumerate(("low", "middle", "high"))}
+        found = {**self.task.slices(self.truth, self.dataset.classes), **parts}
+        return {name: places for name, places in found.items() if len(places)}
+
     def outputs(self, predict: Callable[[NDArray[np.float32]], Outputs]) -> Outputs:
         """Return a model's outputs for the whole split, concatenated."""
         from tqdm import tqdm
@@ -83,18 +100,54 @@ class TestSet:
             metric: scorer(None),
             f"{metric}_low": low,
             f"{metric}_high": high,
-            "slices": self.task.slices(outputs, self.truth, self.dataset.classes),
+            "slices": {name: scorer(places) for name, places in self.slices.items()},
             "images": len(self.rows),
         }
 
     def drop(self, name: str, reference: Outputs, outputs: Outputs) -> dict[str, float]:
-        """Return the points lost from `reference` to `outputs`, with the paired-bootstrap interval."""
+        """Return the points lost from `reference` to `outputs`, and the share kept, with paired-bootstrap intervals."""
         if outputs is reference:
-            return {f"drop_{name}": 0.0, f"drop_{name}_low": 0.0, f"drop_{name}_high": 0.0}
+            kept = dict.fromkeys((f"kept_{name}{end}" for end in ("", "_low", "_high")), 1.0)
+            return {**dict.fromkeys((f"drop_{name}{end}" for end in ("", "_low", "_high")), 0.0), **kept}
         before, after = self.task.scorer(reference, self.truth), self.task.scorer(outputs, self.truth)
-        low, high = statistics.paired(before, after, len(self.rows), self.measure.resamples, self.seed)
-        points = 100 * (before(None) - after(None))
-        return {f"drop_{name}": points, f"drop_{name}_low": 100 * low, f"drop_{name}_high": 100 * high}
+        bootstrap = len(self.rows), self.measure.resamples, self.seed
+        low, high = statistics.paired(before, after, *bootstrap)
+        least, most = statistics.paired(after, before, *bootstrap, compare=_share)
+        return {
+            f"drop_{name}": 100 * (before(None) - after(None)),
+            f"drop_{name}_low": 100 * low,
+            f"drop_{name}_high": 100 * high,
+            f"kept_{name}": _share(after(None), before(None)),
+            f"kept_{name}_low": least,
+            f"kept_{name}_high": most,
+        }
+
+    def worst_slice(self, reference: Outputs, outputs: Outputs) -> dict[str, Any]:
+        """Return the points lost in the slice that loses most.
+
+        The interval is that of all slices at once: its ends are the largest low and the largest high end of any, so
+        that a bound is kept when every slice keeps it, and broken when one surely breaks it.
+        """
+        before, after = self.task.scorer(reference, self.truth), self.task.scorer(outputs, self.truth)
+        found = []
+        for name, places in self.slices.items():
+            low, high = statistics.paired(
+                partial(_within, before, places),
+                partial(_within, after, places),
+                len(places),
+                self.measure.resamples,
+                self.seed,
+            )
+            found.append((100 * (before(places) - after(places)), 100 * low, 100 * high, name, len(places)))
+        widest = max(found, key=lambda f: f[2])
+        return {
+            "drop_worst_slice": max(f[0] for f in found),
+            "drop_worst_slice_low": max(f[1] for f in found),
+            "drop_worst_slice_high": widest[2],
+            "drop_worst_slice_images": widest[4],
+            "least_sure_slice": widest[3],
+            "worst_slice": max(found)[3],
+        }
 
 
 def read(data: Path, onnx: Path) -> TestSet:
@@ -106,10 +159,24 @@ def read(data: Path, onnx: Path) -> TestSet:
     return TestSet(dataset, rows, preprocess, task, truth, section("measure", Measure), value("seed"))
 
 
+def int8_share(operators: list[Operator]) -> float | None:
+    """Return the share of multiply-adds in operators that ran in INT8 (None: there are no multiply-adds)."""
+    total = sum(o.multiply_adds for o in operators)
+    return sum(o.multiply_adds for o in operators if o.precision == "int8") / total if total else None
+
+
 def latency(times: list[float]) -> dict[str, float]:
     """Return the percentiles of latencies in milliseconds."""
     p50, p95, p99 = np.percentile(times, (50, 95, 99))
     return {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
+
+
+def _within(score: statistics.Scorer, places: NDArray[np.int64], sample: NDArray[np.int64] | None) -> float:
+    return score(places if sample is None else places[sample])
+
+
+def _share(after: float, before: float) -> float:
+    return after / before if before else 1.0
 
 
 def write_outputs(path: Path, outputs: Outputs) -> None:

@@ -143,7 +143,8 @@ def golden(folder: Path, dataset: Dataset, options: Export) -> dict[str, Any]:
     np.save(folder / "golden" / "images.npy", pixels, allow_pickle=False)
     np.save(folder / "golden" / "labels.npy", labels, allow_pickle=False)
     try:
-        found = runpy.run_path(str(folder / "predict.py"))["model"]()(list(pixels))
+        model = runpy.run_path(str(folder / "predict.py"))["model"]()
+        found = [model([image])[0] for image in pixels]
     except Exception as error:
         raise StageError(f"{folder.name}: the packed program does not run: {error}") from error
     correct = int(sum(p["class"] == label for p, label in zip(found, labels, strict=True)))

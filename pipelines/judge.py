@@ -17,11 +17,19 @@ def main(name: str, metrics: Path, out: Path) -> None:
     A gate on a metric that has an interval is a test of non-inferiority: it passes when the whole interval keeps
     the bound, fails when none of it does, and is inconclusive otherwise.
     """
-    verdict = judge(read_json(metrics), section(f"targets.{name}", Target).gates)
+    measured = read_json(metrics)
+    verdict = judge(measured, {**always(measured), **section(f"targets.{name}", Target).gates})
     write_json(out, verdict)
     print(f"{name}: {verdict['verdict']}")
     for gate in verdict["gates"]:
         print(f"  {gate['result']}: {gate['reason']}")
+
+
+def always(metrics: dict[str, Any]) -> dict[str, Bound]:
+    """Return the gates that need no declaring: INT8 is INT8, and was not calibrated on what it is tested on."""
+    if metrics.get("precision") != "int8":
+        return {}
+    return {"int8_share": Bound(min=0.5), "calibration_overlap": Bound(max=0)}
 
 
 def judge(metrics: dict[str, Any], gates: dict[str, Bound]) -> dict[str, Any]:
@@ -91,21 +99,22 @@ def _reason(metric: str, side: str, limit: float, result: str, metrics: dict[str
     bound = f"{'at most' if side == 'max' else 'at least'} {limit:g} is wanted"
     if low is None or high is None:
         return f"{metric} is {value:.4g}; {bound}"
-    text = f"{metric} is {value:.4g} ({low:.4g} to {high:.4g}); {bound}"
+    where = f" in {metrics['worst_slice']!r}" if metric == "drop_worst_slice" else ""
+    text = f"{metric} is {value:.4g}{where} ({low:.4g} to {high:.4g}); {bound}"
     if result == "inconclusive":
-        text += f"; {_images_needed(metrics['images'], value, low, high, limit)}"
+        images = metrics.get(f"{metric}_images")
+        split = f"slice {metrics['least_sure_slice']!r}" if images else "test split"
+        text += f"; {_images_needed(images or metrics['images'], value, low, high, limit, split)}"
     return text
 
 
-def _images_needed(images: int, value: float, low: float, high: float, limit: float) -> str:
+def _images_needed(images: int, value: float, low: float, high: float, limit: float, split: str) -> str:
     """Say how many test images would settle it: the interval shrinks with the square root of their number."""
-    reach = (high - low) / 2
+    reach = high - value if limit > value else value - low
     if abs(limit - value) < reach / 30:
-        return (
-            f"the test split has {images} images, and the value lies too near to the bound for any number to settle it"
-        )
+        return f"the {split} has {images} images, and the value lies too near to the bound for any number to settle it"
     needed = math.ceil(images * (reach / abs(limit - value)) ** 2)
-    return f"the test split has {images} images, about {max(needed, images + 1):,} are needed"
+    return f"the {split} has {images} images, about {max(needed, images + 1):,} are needed"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ class Preprocess:
     """What is done to an image before the model: resize, scale to 0..1, normalize, channels first.
 
     `height` and `width` in pixels; `resize` is `stretch` or `letterbox`; `full_scale` is the value that becomes
-    1.0 (255 for 8 bit, 65535 for 16 bit); `mean` and `std` per channel, after scaling.
+    1.0 (255 for 8 bit, 65535 for 16 bit, 1 for floating point); `mean` and `std` per channel, after scaling.
     """
 
     channels: int
@@ -35,9 +35,14 @@ class Preprocess:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     def pixels(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Return the image, H x W x C, resized to `height` x `width`, in the same dtype."""
+        """Return the image, H x W x C, resized to `height` x `width`, in the same dtype.
+
+        Grey is taken where colour is wanted, as three equal channels. Raises ValueError on other channels.
+        """
         if image.ndim == 2:
             image = image[:, :, None]
+        if image.ndim == 3 and image.shape[2] == 1 and self.channels == 3:
+            image = np.repeat(image, 3, 2)
         if image.ndim != 3 or image.shape[2] != self.channels:
             raise ValueError(f"the image has shape {image.shape}; the model takes {self.channels} channel(s)")
         if image.shape[:2] == (self.height, self.width):

@@ -69,6 +69,7 @@ def sign(bundle: Path) -> None:
     """Write `signature.json` over every file of the bundle, with the user's key, which is made on first use."""
     from model_signing import signing
 
+    bundle = bundle.resolve()  # the library takes relative paths for others than the folder's
     key = key_path()
     make_key(key)
     config = signing.Config().use_elliptic_key_signer(private_key=key)
@@ -83,6 +84,7 @@ def verify(bundle: Path, keys: list[Path]) -> str:
     """
     from model_signing import verifying
 
+    bundle = bundle.resolve()
     signature = bundle / SIGNATURE
     if not signature.is_file() or signature.is_symlink():
         raise StageError("the bundle has no signature")

@@ -1,5 +1,6 @@
 """Bootstrap confidence intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13)."""
 
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -15,13 +16,22 @@ def interval(score: Scorer, images: int, resamples: int, seed: int) -> tuple[flo
     return _percentiles([score(sample) for sample in _samples(images, resamples, seed)])
 
 
-def paired(score: Scorer, other: Scorer, images: int, resamples: int, seed: int) -> tuple[float, float]:
+def paired(
+    score: Scorer,
+    other: Scorer,
+    images: int,
+    resamples: int,
+    seed: int,
+    compare: Callable[[float, float], float] = operator.sub,
+) -> tuple[float, float]:
     """Return the 95 % percentile interval of `score - other`, both over the same resampled images each time.
+
+    `compare` may be another comparison of the two.
 
     Where the two never differ, resampling knows no uncertainty; then the interval reaches 3 / images to both sides
     (Hanley and Lippman-Hand, If Nothing Goes Wrong, Is Everything All Right?, JAMA 249, 1983).
     """
-    low, high = _percentiles([score(sample) - other(sample) for sample in _samples(images, resamples, seed)])
+    low, high = _percentiles([compare(score(sample), other(sample)) for sample in _samples(images, resamples, seed)])
     if low == high:
         return low - 3 / images, high + 3 / images
     return low, high

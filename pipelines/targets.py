@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines import runtimes
 from pipelines.params import Section, parse, section
@@ -17,6 +17,11 @@ class Bound(Section):
     max: float | None = None
 
 
+# MLPerf Inference names its accuracy targets so: shares of the FP32 metric (mlcommons/inference_policies).
+TIERS = {"95%": 0.95, "99%": 0.99, "99.9%": 0.999}
+_TIER: Any = {"enum": list(TIERS)}
+
+
 class Target(Section):
     """One hardware target."""
 
@@ -24,7 +29,20 @@ class Target(Section):
     precision: Literal["fp32", "fp16", "int8"]
     device: Literal["cpu"]
     options: dict[str, Any] = Field(description="How the runtime quantizes to INT8; empty for another precision.")
-    gates: dict[str, Bound] = Field(description="Bounds of metrics that a release must keep.")
+    gates: dict[str, Bound] = Field(
+        description="Bounds of metrics that a release must keep; for kept_fp32 and kept_teacher also a tier.",
+        json_schema_extra=lambda s: s.update(additionalProperties={"anyOf": [s["additionalProperties"], _TIER]}),
+    )
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _tiers(cls, gates: Any) -> Any:
+        if not isinstance(gates, dict):
+            return gates
+        for metric, bound in gates.items():
+            if isinstance(bound, str) and (bound not in TIERS or not metric.startswith("kept_")):
+                raise ValueError(f"{metric}: {bound!r} is no bound; a tier ({', '.join(TIERS)}) is for kept_fp32")
+        return {m: {"min": TIERS[b]} if isinstance(b, str) else b for m, b in gates.items()}
 
 
 def read(name: str) -> tuple[Target, ModuleType, Any]:

@@ -6,18 +6,26 @@ from pathlib import Path
 import numpy as np
 
 from pipelines import evaluation, measure, targets
-from pipelines.files import sha256_file, size_of, write_json
-from pipelines.stage import run
+from pipelines.calibration import Calibration
+from pipelines.files import read_json, sha256_file, size_of, write_json
+from pipelines.stage import StageError, run
 
 
-def main(name: str, data: Path, onnx: Path, baseline: Path, artifact: Path, out: Path, outputs: Path) -> None:
+def main(
+    name: str, data: Path, onnx: Path, baseline: Path, calibration: Path, artifact: Path, out: Path, outputs: Path
+) -> None:
     """Write `out`, the metrics of target `name` (JSON), and `outputs`, what its artifact said of the test split (.npz).
 
     The candidate takes turns in one process with its FP32 twin, the same pruned model, and then with the teacher.
+    Raises StageError when an INT8 artifact was not calibrated on the images of `calibration`.
     """
     target, runtime, _ = targets.read(name)
     test = evaluation.read(data, onnx)
     file = artifact / runtime.FILES[0]
+    precision = read_json(artifact / "quantize.json")["precision"]
+    frozen = Calibration(data, calibration)
+    if precision == "int8" and not any(frozen.digest.encode() in (artifact / f).read_bytes() for f in runtime.FILES):
+        raise StageError(f"{artifact}: was calibrated on other images; run: dvc repro quantize@{name}")
     found = test.outputs(runtime.load(file, test.measure.threads))
     pruned, teacher = (evaluation.read_outputs(baseline / f"{n}.npz") for n in ("pruned", "teacher"))
     options = test.measure.model_dump()
@@ -27,6 +35,7 @@ def main(name: str, data: Path, onnx: Path, baseline: Path, artifact: Path, out:
             runtime.quantize(onnx / f"{twin}.onnx", None, "fp32", None, Path(folder) / twin)
             files = {"candidate": file, "twin": Path(folder) / twin / runtime.FILES[0]}
             pairs[twin] = measure.interleaved(target.runtime, files, test.shape, options)["times_ms"]
+    operators = runtime.operators(file, test.shape)
     size = sum(size_of(artifact / name) for name in runtime.FILES)
     fp32 = float(np.median(pairs["pruned"]["twin"]))
     evaluation.write_outputs(outputs, found)
@@ -38,6 +47,12 @@ def main(name: str, data: Path, onnx: Path, baseline: Path, artifact: Path, out:
             **test.drop("fp32", pruned, found),
             **evaluation.latency(pairs["pruned"]["candidate"]),
             **measure.alone(target.runtime, file, test.shape, options),
+            **test.worst_slice(pruned, found),
+            "precision": precision,
+            "int8_share": evaluation.int8_share(operators),
+            "int8_operators": sum(o.precision == "int8" for o in operators),
+            "operators": len(operators),
+            "calibration_overlap": frozen.overlap() if precision == "int8" else None,
             "agreement": test.task.agreement(pruned, found),
             "size_bytes": size,
             "compression": size_of(onnx / "teacher.onnx") / size,

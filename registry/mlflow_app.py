@@ -18,8 +18,7 @@ PRODUCTION = "production"
 
 def create_app() -> Any:
     """Return MLflow's application with the guard in its registry store; the entry point of `--app-name`."""
-    for name, value in tracking.SETTINGS.items():
-        os.environ.setdefault(name, value)
+    tracking.configure()
     from mlflow.server import app, handlers
 
     guard(handlers._get_model_registry_store())
@@ -94,7 +93,7 @@ def _artifacts(model_id: str) -> tuple[Any, str]:
     return get_artifact_repository(location), ""
 
 
-def _refusal(message: str) -> Exception:
+def _refusal(message: str) -> Any:
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 

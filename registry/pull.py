@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from pipelines.files import tree, write_folder
+from pipelines.files import copy_file, tree, write_folder
 from pipelines.stage import StageError
 from registry import bundles, evidence, promote
 from registry.reconcile import PRODUCTION
@@ -27,13 +27,7 @@ def pull(project: str, target: str, version: str = PRODUCTION, out: Path | None 
             evidence.promotable(evidence.verify(fetched, model))
             with write_folder(out) as part:
                 for path in tree(fetched):
-                    target_path = part / path.relative_to(fetched)
-                    target_path.parent.mkdir(parents=True, exist_ok=True)
-                    path.replace(target_path) if _same_disk(path, part) else target_path.write_bytes(path.read_bytes())
+                    copy_file(path, part / path.relative_to(fetched))
     except StageError as error:
         raise StageError(f"{model} version {number}: {error}") from None
     return out
-
-
-def _same_disk(path: Path, folder: Path) -> bool:
-    return path.stat().st_dev == folder.stat().st_dev

@@ -61,25 +61,28 @@ def sync(found: list[Variant], patience: float = PATIENCE) -> str:
                 if time.monotonic() > end:
                     return f"register: MLflow at {tracking.uri()} is slow, {new} variants logged; {later}"
                 if variant.record not in known:
-                    known[variant.record] = _log(client, experiment, variant)
+                    known[variant.record] = (*_log(client, experiment, variant), variant.measured)
                     new += 1
+                run_id, model_id, measured = known[variant.record]
+                if measured != variant.measured:
+                    _log_metrics(client, run_id, model_id, variant)
                 if variant.bundle:
-                    _version(client, variant, known[variant.record])
+                    _version(client, variant, (run_id, model_id))
     except (MlflowException, RequestException, OSError) as error:
         return f"register: MLflow at {tracking.uri()} failed ({' '.join(str(error).split())[:200]}); {later}"
     return f"register: {new} of {len(found)} variants were new to MLflow"
 
 
-def _known(client: Any, experiment: str) -> dict[str, tuple[str, str]]:
-    """Return record -> (run id, logged model id) of what is wholly logged; delete what an interrupted run left."""
-    known: dict[str, tuple[str, str]] = {}
+def _known(client: Any, experiment: str) -> dict[str, tuple[str, str, str]]:
+    """Return record -> run id, logged model id and hash of the metrics; delete what an interrupted run left."""
+    known: dict[str, tuple[str, str, str]] = {}
     token = None
     while True:
         page = client.search_runs([experiment], f"tags.`{TAG}.record` != ''", page_token=token)
         for found in page:
             tags = found.data.tags
             if found.info.status == "FINISHED" and f"{TAG}.model" in tags:
-                known[tags[f"{TAG}.record"]] = (found.info.run_id, tags[f"{TAG}.model"])
+                known[tags[f"{TAG}.record"]] = (found.info.run_id, tags[f"{TAG}.model"], tags.get(f"{TAG}.measured", ""))
             else:
                 client.delete_run(found.info.run_id)
         token = page.token
@@ -90,7 +93,7 @@ def _known(client: Any, experiment: str) -> dict[str, tuple[str, str]]:
 def _log(client: Any, experiment: str, variant: Variant) -> tuple[str, str]:
     """Log one variant as a run with a logged model; return their ids. The run is finished only when all is there."""
     import mlflow
-    from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+    from mlflow.entities import DatasetInput, Metric, Param, RunTag
 
     tags = _tags(variant)
     created = client.create_run(experiment, run_name=variant.name, tags=tags)
@@ -98,29 +101,44 @@ def _log(client: Any, experiment: str, variant: Variant) -> tuple[str, str]:
     with mlflow.start_run(run_id=run_id):
         model_id = _log_model(variant)
     client.set_logged_model_tags(model_id, tags)
-    dataset = Dataset(value("project"), variant.data_hash[:16], "local", '{"uri": "build/data"}')
-    client.log_inputs(run_id, [DatasetInput(dataset, [])])
+    client.log_inputs(run_id, [DatasetInput(_dataset(variant), [])])
+    _log_metrics(client, run_id, model_id, variant)
     now = int(time.time() * 1000)
-    measured = [
-        Metric(k, v, now, 0, model_id, dataset.name, dataset.digest, run_id) for k, v in variant.metrics.items()
-    ]
     curves = [
         Metric(key, float(number), now, int(row["epoch"]), model_id, run_id=run_id)
         for row in variant.curves
         for key, number in row.items()
         if key != "epoch" and _is_number(number)
     ]
-    every = measured + curves
-    for start in range(0, max(len(every), 1), 900):
-        parameters = [Param(k, v[:6000]) for k, v in sorted(variant.params.items())][start:] if start == 0 else []
-        client.log_batch(run_id, every[start : start + 900], parameters[:100])
-        for more in range(100, len(parameters), 100):
-            client.log_batch(run_id, params=parameters[more : more + 100])
+    for start in range(0, len(curves), 900):
+        client.log_batch(run_id, curves[start : start + 900])
+    parameters = [Param(k, v[:6000]) for k, v in sorted(variant.params.items())]
+    for start in range(0, len(parameters), 100):
+        client.log_batch(run_id, params=parameters[start : start + 100])
     for plot in variant.plots:
         client.log_artifact(run_id, str(plot), "plots")
     client.log_batch(run_id, tags=[RunTag(f"{TAG}.model", model_id)])
     client.set_terminated(run_id, "FINISHED")
     return run_id, model_id
+
+
+def _log_metrics(client: Any, run_id: str, model_id: str, variant: Variant) -> None:
+    """Log the metrics for the run, the model and the dataset together; measured anew, they take the next step."""
+    from mlflow.entities import Metric, RunTag
+
+    dataset, now = _dataset(variant), int(time.time() * 1000)
+    first = next(iter(variant.metrics), None)
+    step = len(client.get_metric_history(run_id, first)) if first else 0
+    metrics = [
+        Metric(k, v, now, step, model_id, dataset.name, dataset.digest, run_id) for k, v in variant.metrics.items()
+    ]
+    client.log_batch(run_id, metrics, tags=[RunTag(f"{TAG}.measured", variant.measured)])
+
+
+def _dataset(variant: Variant) -> Any:
+    from mlflow.entities import Dataset
+
+    return Dataset(value("project"), variant.data_hash[:16], "local", '{"uri": "build/data"}')
 
 
 def _log_model(variant: Variant) -> str:

@@ -129,8 +129,8 @@ class Service:
         return Health(
             status="serving" if release else "waiting",
             model=self.model,
-            version=release and release.version,
-            bundle=release and release.bundle,
+            version=release.version if release else None,
+            bundle=release.bundle if release else None,
             failed=self.failed,
         )
 
@@ -191,7 +191,7 @@ def create_app(model: str, url: str, threads: int = 1) -> FastAPI:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:
         """Counters in Prometheus text."""
-        return generate_latest(service.registry).decode()
+        return str(generate_latest(service.registry).decode())
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> str:

@@ -12,6 +12,7 @@ from pipelines.stage import quiet
 
 SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -30,8 +31,16 @@ def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
+def configure() -> None:
+    """Set MLflow's settings for this process and its children; MLflow reads some of them when it is imported."""
+    quiet()
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 def reachable(seconds: float = 3) -> bool:
     """Say whether the tracking server answers in time; a database in a file always does."""
+    configure()
     import requests
 
     if not uri().startswith("http"):
@@ -44,9 +53,7 @@ def reachable(seconds: float = 3) -> bool:
 
 def client() -> Any:
     """Return an MlflowClient of `uri()`; a database in a file is made if it is not there."""
-    quiet()
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    configure()
     import mlflow
 
     mlflow.set_tracking_uri(uri())

@@ -19,6 +19,9 @@ def run(host: str, port: int, auth: bool, workers: int) -> None:
     quiet()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ.setdefault("MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY", _kept(home / "webhook.key", _fernet))
+    if host == "127.0.0.1":  # hooks of a server for this machine go to this machine
+        os.environ.setdefault("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http,https")
+        os.environ.setdefault("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")
     if auth:
         os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(_auth(home))
         os.environ.setdefault("MLFLOW_FLASK_SERVER_SECRET_KEY", _kept(home / "session.key", secrets.token_hex))
@@ -74,7 +77,7 @@ def _auth(home: Path) -> Path:
 def _fernet() -> str:
     from cryptography.fernet import Fernet
 
-    return Fernet.generate_key().decode()
+    return str(Fernet.generate_key().decode())
 
 
 def _kept(path: Path, make: Any) -> str:

@@ -1,7 +1,7 @@
 """Reads what the line made: one record for each model that MLflow shall know."""
 
 import csv
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,12 @@ from pipelines import params
 from pipelines.files import read_json, sha256_bytes, sha256_file, to_json
 
 STAGES = {"teacher": "train", "student": "distill", "pruned": "prune"}
+SHARED = ("project", "task", "seed", "threads", "data", "input", "augment")
+SECTIONS = {  # of params.yaml, that decide the weights of each
+    "teacher": (*SHARED, "teacher", "train"),
+    "student": (*SHARED, "student", "distill"),
+    "pruned": (*SHARED, "student", "prune"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,15 @@ class Variant:
     bundle_hash: str | None = None
     verdict: str | None = None
 
-    @cached_property
+    @property
     def record(self) -> str:
-        """The SHA-256 of everything that is logged of it; the same record is logged once."""
-        return sha256_bytes(to_json({k: str(v) if k in _PATHS else v for k, v in asdict(self).items()}).encode())
+        """What it is: the bundle of a target, the weights of an FP32 variant. It is logged once."""
+        return f"{self.name}:{self.bundle_hash or self.content_hash}"
 
-
-_PATHS = ("onnx", "bundle", "plots")
+    @cached_property
+    def measured(self) -> str:
+        """The SHA-256 of its metrics: weights that are measured anew keep their run."""
+        return sha256_bytes(to_json(self.metrics).encode())
 
 
 def read(build: Path) -> list[Variant]:
@@ -63,7 +71,7 @@ def _fp32(build: Path, name: str, data: str) -> Variant:
         stage=STAGES[name],
         content_hash=sha256_file(folder / "model.safetensors"),
         data_hash=data,
-        params=_flat({k: v for k, v in params.read().items() if k != "targets"}),
+        params=_flat({k: v for k, v in params.read().items() if k in SECTIONS[name]}),
         metrics=_numbers(read_json(build / "baseline" / "metrics.json").get(name, {})),
         curves=curves,
         plots=(),

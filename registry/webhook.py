@@ -1,4 +1,4 @@
-"""Receives MLflow's webhooks: verifies the signature, then wakes the reconciler. A hint only; a schedule must follow."""
+"""Receives MLflow's webhooks: verifies the signature and wakes the reconciler. A hint; a schedule must follow."""
 
 import base64
 import hashlib

@@ -12,11 +12,9 @@ project: tiny
 task: classification
 seed: 0
 data:
-<<<<<<< HEAD
-  source: {format: digits, path: pipelines, size: 8}
-=======
   source: {format: digits, path: params.yaml, size: 8}
->>>>>>> main
+  channels: 1
+  bits: 8
   splits: {val: 0.1, test: 0.3}
   max_rejected: 0.01
 input: {height: 8, width: 8, resize: stretch}
@@ -114,6 +112,7 @@ def project(built, tmp_path, monkeypatch) -> Path:
     shutil.copytree(built, root, copy_function=shutil.copyfile)
     monkeypatch.chdir(root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # mlflow.set_tracking_uri writes into it
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))  # of the processes that we start
     export(root)
     return root
 

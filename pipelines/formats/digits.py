@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pipelines.formats import Item, Source
 from pipelines.params import Section
+from pipelines.stage import StageError
 
 
 class Options(Section):
@@ -21,7 +22,11 @@ class Options(Section):
 
 
 def read(options: Options, task: str) -> Source:
-    """Return the digits as PNG images of `options.size` pixels; `task` must be classification."""
+    """Return the digits as PNG images of `options.size` pixels. Raises StageError on another task."""
+    if task != "classification":
+        raise StageError(
+            f"params.yaml: data.source.format: 'digits' gives classes of images, which task '{task}' lacks"
+        )
     return Source(_items(options.size), [str(n) for n in range(10)])
 
 

@@ -7,6 +7,8 @@ Each module has:
 - `Options(Section)`, what stands in `targets.T.options` of an INT8 target;
 - `quantize(source, calibration, precision, options, out) -> dict`: makes the artifact in the folder `out` from an
   FP32 ONNX file (`calibration` and `options` are None unless the precision is `int8`), and says what was done;
+- `operators(artifact, shape) -> list[Operator]`: what the runtime really executes for one image of `shape`, C, H, W:
+  every convolution and matrix product, its multiply-adds, and the precision of the kernel that ran it;
 - `load(artifact, threads)`: returns a function from a batch, float32 N x C x H x W, to a list of output arrays. It
   needs numpy and the runtime alone and imports inside itself, so that its source can travel to a device.
 """
@@ -14,9 +16,20 @@ Each module has:
 import importlib
 import importlib.util
 import pkgutil
+from dataclasses import dataclass
 from types import ModuleType
 
 from pipelines.stage import StageError
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One executed convolution or matrix product; `precision` is `int8` or `float`."""
+
+    name: str
+    kind: str
+    precision: str
+    multiply_adds: int
 
 
 def names() -> list[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.calibration import Calibration
 from pipelines.params import Section
+from pipelines.runtimes import Operator
 
 PACKAGES = ("onnxruntime",)
 PRECISIONS = ("fp32", "int8")
@@ -75,3 +76,47 @@ def load(artifact: Path, threads: int) -> Callable[[NDArray[np.float32]], list[N
     session = onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda batch: session.run(None, {name: batch})
+
+
+def operators(artifact: Path, shape: list[int]) -> list[Operator]:
+    """Return what a CPU session executes for one image, from its profile and its optimized graph.
+
+    Layout optimizations, which pad channels and change no precision, are left out.
+    """
+    import json
+    import math
+
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = f"{folder}/optimized.onnx"
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{folder}/profile"
+        options.log_severity_level = 3  # it warns that an optimized file suits this machine only
+        session = onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
+        session.run(None, {session.get_inputs()[0].name: np.zeros((1, *shape), np.float32)})
+        events = json.loads(Path(session.end_profiling()).read_text())
+        graph = onnx.load(options.optimized_model_filepath).graph
+    sizes = {i.name: list(i.dims) for i in graph.initializer}
+    nodes = {node.name: node for node in graph.node}
+    found = []
+    for event in events:
+        name = event["name"].removesuffix("_kernel_time")
+        if event.get("cat") != "Node" or name == event["name"] or name not in nodes:
+            continue
+        kind = nodes[name].op_type
+        if not any(word in kind for word in ("Conv", "Gemm", "MatMul")):
+            continue
+        (output,) = event["args"]["output_type_shape"][0].values()
+        weights = next((sizes[i] for i in nodes[name].input[1:] if len(sizes.get(i, [])) > 1), None)
+        channels = output[1] if "Conv" in kind else output[-1]
+        (first,) = event["args"]["input_type_shape"][0].values()
+        each = math.prod(weights) // channels if weights else first[-1]
+        # A float kernel takes float: what was quantized but not fused runs in float behind a DequantizeLinear.
+        precision = "int8" if "float" not in event["args"]["input_type_shape"][0] else "float"
+        precision = "int8" if "Integer" in kind or "Dynamic" in kind else precision
+        found.append(Operator(name, kind, precision, math.prod(output) * each))
+    return found

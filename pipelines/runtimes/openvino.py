@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.calibration import Calibration
 from pipelines.params import Section
+from pipelines.runtimes import Operator
 
 PACKAGES = ("openvino", "nncf")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -75,6 +76,29 @@ def load(artifact: Path, threads: int) -> Callable[[NDArray[np.float32]], list[N
         return [output.data.copy() for output in request.output_tensors]
 
     return predict
+
+
+def operators(artifact: Path, shape: list[int]) -> list[Operator]:
+    """Return what the CPU plugin executes for one image, from its runtime model (`execType`, after all fusions)."""
+    import math
+
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(artifact)
+    model.reshape([1, *shape])
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = {k: v.astype(str) for k, v in node.get_rt_info().items() if k in ("layerType", "runtimePrecision")}
+        if (kind := facts.get("layerType", "")) not in ("Convolution", "FullyConnected", "MatMul", "Deconvolution"):
+            continue
+        output, weights = list(node.get_output_shape(0)), list(node.input_value(1).get_shape())
+        channels = output[1] if "onvolution" in kind else output[-1]
+        each = weights[-2] if kind == "MatMul" else math.prod(weights) // channels
+        precision = "int8" if facts["runtimePrecision"] in ("u8", "i8") else "float"
+        found.append(Operator(node.get_friendly_name(), kind, precision, math.prod(output) * each))
+    return found
 
 
 def _rename(model: Any) -> None:

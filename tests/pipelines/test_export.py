@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,10 +45,14 @@ def test_the_bundle_is_complete_and_verifies(project):
     assert "96 (94 to 98) %" in text and str(project) not in text
 
 
-def test_the_signature_holds_under_another_name_and_nowhere_else(project, tmp_path):
+def test_the_signature_holds_under_another_name_and_nowhere_else(project, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere"
     shutil.copytree(project / "build" / "bundles" / TARGET, moved)
     assert evidence.verify(moved)["target"] == TARGET
+    monkeypatch.chdir(tmp_path)
+    assert evidence.verify(Path("elsewhere"))["target"] == TARGET
+    monkeypatch.chdir(moved)
+    assert evidence.verify(Path("."))["target"] == TARGET
     with (moved / "labels.txt").open("a") as file:
         file.write("11\n")
     with pytest.raises(StageError, match=r"labels\.txt"):

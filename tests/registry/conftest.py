@@ -1,16 +1,21 @@
 """Real servers for the tests: MLflow with and without the guard, each with a database and an artifact store."""
 
+import base64
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import requests
+
+from tests.tiny import export
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,11 +70,16 @@ def wait(url, process, log, seconds=120):
 def environment(**more) -> dict[str, str]:
     """The environment of a child: our sources first, quiet, and the tests' own keys."""
     quiet = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(bytes(32)).decode(),
     }
     return {**{k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}, **quiet, **more}
 
@@ -117,3 +127,72 @@ def plain(built, tmp_path_factory):
     server = _running(built, tmp_path_factory.mktemp("plain"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, headless."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine; install it to drive the MLflow UI: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@contextmanager
+def command(project: Path, *words: str, ready: str = "", **env: str):
+    """Run `quantmill WORDS` in a project until the block ends; `ready` is an address that answers when it is up."""
+    log = project / f"{words[0]}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "registry.cli", *words],
+            cwd=project,
+            env=environment(**env),
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        if ready:
+            wait(ready, process, log)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def registered(built, tmp_path_factory):
+    """A project whose registry, in a file, has versions 1 and 2, which passed, and 3, which failed."""
+    from registry import register, variants
+
+    root = tmp_path_factory.mktemp("registered") / "project"
+    shutil.copytree(built, root, copy_function=shutil.copyfile)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        for changes in ({}, {"metrics": {"accuracy": 0.97}}, {"verdict": "failed", "metrics": {"drop_fp32": 2.5}}):
+            export(root, **changes)
+            assert "1 of 1" in register.sync(variants.read(root / "build")[-1:])
+    shutil.copytree(root / ".quantmill", root.parent / "snapshot")
+    return root
+
+
+@pytest.fixture
+def versions(registered, monkeypatch):
+    """The client of that registry, put back to its beginning; the current folder is the project."""
+    from registry import tracking
+
+    monkeypatch.chdir(registered)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    home, snapshot = registered / ".quantmill", registered.parent / "snapshot"
+    for name in ("artifacts", "live"):
+        shutil.rmtree(home / name, ignore_errors=True)
+    shutil.copytree(snapshot / "artifacts", home / "artifacts")
+    with sqlite3.connect(snapshot / "mlflow.db") as old, sqlite3.connect(home / "mlflow.db") as new:
+        old.backup(new)
+    return tracking.client()

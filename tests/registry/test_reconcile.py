@@ -3,26 +3,12 @@
 import multiprocessing
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
 from pipelines.files import write_json
-from registry import evidence, promote, reconcile, register, state, tracking, variants
-from tests.tiny import MODEL, TARGET, export
-
-
-@pytest.fixture
-def versions(project, monkeypatch):
-    """Versions 1 and 2 passed, 3 failed; nothing is promoted."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(reconcile.__file__).parent.parent))
-    build = project / "build"
-    register.sync(variants.read(build)[-1:])
-    export(project, metrics={"accuracy": 0.97})
-    register.sync(variants.read(build)[-1:])
-    export(project, verdict="failed", metrics={"accuracy": 0.5, "drop_fp32": 2.5})
-    register.sync(variants.read(build)[-1:])
-    return tracking.client()
+from registry import evidence, promote, reconcile, state, tracking
+from tests.tiny import MODEL, TARGET
 
 
 def alias(client, version=None):
@@ -178,12 +164,12 @@ def _dies_at(step, counted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "ends"), [(2, 2), (3, 1)])
-def test_killed_between_every_two_of_its_steps(versions, monkeypatch, wanted, ends):
+def test_killed_between_every_two_of_its_steps(versions, monkeypatch, tmp_path, wanted, ends):
     """Whatever the last step was, what serves passed its gates, and one more run makes it the alias."""
     monkeypatch.setattr(reconcile, "prove", lambda bundle: evidence.prove(bundle, evidence.open_model(bundle)))
     alias(versions, 1)
     reconcile.reconcile([MODEL])
-    start = tracking.home().parent / "start"
+    start = tmp_path / "start"
     shutil.copytree(tracking.home(), start)
     context = multiprocessing.get_context("fork")
     step, died = 2, 0

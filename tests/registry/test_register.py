@@ -80,3 +80,20 @@ def test_an_interrupted_run_is_done_again_and_only_once(project, monkeypatch):
     runs = client.search_runs([experiment])
     assert sorted(r.info.run_name for r in runs) == sorted(v.name for v in found)
     assert {r.info.status for r in runs} == {"FINISHED"}
+
+
+def test_weights_that_are_measured_anew_or_whose_gates_change_keep_their_run(project):
+    from pipelines.files import read_json, write_json
+
+    build = project / "build"
+    register.main(build, build / "register.json")
+    metrics = read_json(build / "baseline" / "metrics.json")
+    write_json(build / "baseline" / "metrics.json", {n: {**m, "p50_ms": 0.07} for n, m in metrics.items()})
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("max: 0.5", "max: 0.6").replace("golden: 32", "golden: 31"))
+    assert register.sync(variants.read(build)) == "register: 0 of 4 variants were new to MLflow"
+    client = tracking.client()
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    runs = {r.info.run_name: r for r in client.search_runs([experiment])}
+    assert len(runs) == 4 and runs["teacher"].data.metrics["p50_ms"] == 0.07
+    assert [m.value for m in client.get_metric_history(runs["teacher"].info.run_id, "p50_ms")] == [0.05, 0.07]

@@ -1,0 +1,101 @@
+"""Every runtime, every precision: near FP32, the same bytes each time, and loadable from its source alone."""
+
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import calibrate, convert, models, runtimes
+from pipelines.calibration import Calibration
+from pipelines.files import sha256_file, write_json
+from tests import line
+from tests.pipelines.test_models import OPTIONS
+
+OPTIONS_OF = {
+    "openvino": {"preset": "performance", "bias_correction": "fast"},
+    "onnxruntime": {"ranges": "minmax", "per_channel": True},
+}
+EVERY = [(r, p) for r in runtimes.names() for p in runtimes.load(r).PRECISIONS]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A prepared dataset, a small network in ONNX, and the calibration of it."""
+    root = line.copy(tmp_path_factory.mktemp("runtimes"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        line.run(root, "python", "-m", "pipelines.prepare", "build/data")
+        torch.manual_seed(0)
+        model = models.build(OPTIONS["separable"], 1, 10).eval()
+        convert.export(model, (1, 16, 16), root / "build/onnx/pruned.onnx")
+        info = {"channels": 1, "height": 16, "width": 16, "resize": "stretch", "full_scale": 255.0}
+        write_json(root / "build/onnx/preprocess.json", {**info, "mean": [0.3], "std": [0.35]})
+        calibrate.main(root / "build/data", root / "build/onnx", root / "build/calibration")
+    return root
+
+
+def make(project, name, precision, out):
+    runtime = runtimes.load(name)
+    calibration = Calibration(project / "build/data", project / "build/calibration")
+    options = runtime.Options(**OPTIONS_OF[name]) if precision == "int8" else None
+    source = project / "build/onnx/pruned.onnx"
+    done = runtime.quantize(source, calibration if precision == "int8" else None, precision, options, out)
+    return runtime, calibration, done
+
+
+def test_every_runtime_is_tested():
+    assert set(OPTIONS_OF) == set(runtimes.names())
+
+
+@pytest.mark.parametrize(("name", "precision"), EVERY)
+def test_answers_as_fp32_does_in_any_batch_and_with_the_same_bytes(project, tmp_path, name, precision):
+    runtime, calibration, done = make(project, name, precision, tmp_path / "one")
+    assert done["quantizer"] != "none" if precision == "int8" else done == {"quantizer": "none"}
+    make(project, name, precision, tmp_path / "two")
+    for file in runtime.FILES:
+        assert sha256_file(tmp_path / "one" / file) == sha256_file(tmp_path / "two" / file)
+    batch = np.concatenate(list(calibration.inputs(32)))
+    fp32 = runtimes.load("onnxruntime").load(project / "build/onnx/pruned.onnx", 1)(batch)[0]
+    predict = runtime.load(tmp_path / "one" / runtime.FILES[0], 1)
+    found = predict(batch)[0]
+    assert found.shape == fp32.shape and found.dtype == np.float32
+    tolerance = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.15}[precision]
+    assert np.abs(found - fp32).max() <= tolerance * np.abs(fp32).max()
+    for count in (1, 3):
+        assert np.allclose(predict(batch[:count])[0], found[:count], atol=tolerance * np.abs(fp32).max() / 10)
+    if precision == "int8":
+        files = b"".join((tmp_path / "one" / file).read_bytes() for file in runtime.FILES)
+        assert calibration.digest.encode() in files, "a stale artifact is found by the digest in it"
+
+
+@pytest.mark.parametrize("name", runtimes.names())
+def test_int8_bytes_are_the_same_in_another_process(project, tmp_path, name):
+    runtime, *_ = make(project, name, "int8", tmp_path / "here")
+    line.change(project, {"targets": {f"{name}-int8": {"options": OPTIONS_OF[name]}}})
+    words = [f"{name}-int8", "build/data", "build/onnx", "build/calibration", str(tmp_path / "there")]
+    line.run(project, "python", "-m", "pipelines.quantize", *words)
+    for file in runtime.FILES:
+        assert sha256_file(tmp_path / "here" / file) == sha256_file(tmp_path / "there" / file)
+
+
+@pytest.mark.parametrize("name", runtimes.names())
+def test_load_travels_as_source_and_needs_numpy_and_the_runtime_alone(project, tmp_path, name):
+    runtime, calibration, _ = make(project, name, "int8", tmp_path / "artifact")
+    batch = next(calibration.inputs(2))
+    np.save(tmp_path / "batch.npy", batch)
+    program = "\n".join(
+        [
+            "from __future__ import annotations",
+            "import sys, numpy as np",
+            inspect.getsource(runtime.load),
+            "np.save('out.npy', load('artifact/' + sys.argv[1], 1)(np.load('batch.npy'))[0])",
+            "assert not {'pipelines', 'torch', 'nncf', 'onnx'} & set(sys.modules)",
+        ]
+    )
+    (tmp_path / "device.py").write_text(program)
+    subprocess.run([sys.executable, "device.py", runtime.FILES[0]], cwd=tmp_path, check=True)
+    wanted = runtime.load(tmp_path / "artifact" / runtime.FILES[0], 1)(batch)[0]
+    assert np.array_equal(np.load(tmp_path / "out.npy"), wanted)
