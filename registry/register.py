@@ -82,7 +82,8 @@ def _known(client: Any, experiment: str) -> dict[str, tuple[str, str, str]]:
         for found in page:
             tags = found.data.tags
             if found.info.status == "FINISHED" and f"{TAG}.model" in tags:
-                known[tags[f"{TAG}.record"]] = (found.info.run_id, tags[f"{TAG}.model"], tags.get(f"{TAG}.measured", ""))
+                logged = found.info.run_id, tags[f"{TAG}.model"], tags.get(f"{TAG}.measured", "")
+                known[tags[f"{TAG}.record"]] = logged
             else:
                 client.delete_run(found.info.run_id)
         token = page.token
