@@ -8,7 +8,7 @@ from pipelines import params, pareto, summary, tasks, wording
 from pipelines.card import UNITS
 from pipelines.changes import Judged
 from pipelines.files import read_json, sha256_file, write_folder
-from pipelines.stage import StageError, run
+from pipelines.stage import UnansweredError, run
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORST = 6  # images shown of each target
@@ -32,7 +32,7 @@ def render(build: Path) -> str:
 
     found = summary.variants(build)
     if not found:
-        raise StageError(f"{build}: no metrics; run `dvc repro` first")
+        raise UnansweredError(f"{build}: no metrics; run `dvc repro` first")
     everything = params.read()
     metric = tasks.load(everything["task"]).METRIC
     judged = Judged(build / "data", everything["task"])
@@ -114,7 +114,7 @@ def _variant(name: str, m: dict[str, Any], verdict: str, metric: str) -> dict[st
             wording.percent(m.get(f"{metric}{end}")).removesuffix(" %") for end in ("_low", "_high")
         ),
         "drop": "–" if name == "teacher-fp32" else wording.signed(m, "drop_teacher"),
-        "size": f"{m['size_bytes'] / 1e6:.2f} MB",
+        "size": wording.size(m["size_bytes"]),
         "smaller": "" if name == "teacher-fp32" else wording.times(m["compression"], "smaller", "larger"),
         "p50": wording.ms(m.get("p50_ms")),
         "p95": wording.ms(m.get("p95_ms")),
@@ -153,13 +153,12 @@ def _plots(found: list[tuple[str, dict[str, Any], str]], metric: str) -> list[di
 
 def _steps(found: list[tuple[str, dict[str, Any], str]]) -> list[dict[str, str]]:
     """Return each step of the line and the points that it cost."""
-    metrics = {name: m for name, m, _ in found}
+    drops = {name: m["drop_teacher"] for name, m, _ in found if m.get("drop_teacher") is not None}
     steps = []
-    if "student-fp32" in metrics:
-        steps.append(("Distilling the student", metrics["student-fp32"]["drop_teacher"], "against the teacher"))
-    if {"student-fp32", "pruned-fp32"} <= set(metrics):
-        lost = metrics["pruned-fp32"]["drop_teacher"] - metrics["student-fp32"]["drop_teacher"]
-        steps.append(("Pruning it", lost, "against the student"))
+    if "student-fp32" in drops:
+        steps.append(("Distilling the student", drops["student-fp32"], "against the teacher"))
+    if {"student-fp32", "pruned-fp32"} <= set(drops):
+        steps.append(("Pruning it", drops["pruned-fp32"] - drops["student-fp32"], "against the student"))
     for name, m, verdict in found:
         if verdict != "-" and m.get("drop_fp32") is not None:
             steps.append((f"Quantizing: {name}", m["drop_fp32"], "against the pruned FP32 model"))

@@ -62,3 +62,8 @@ def percent(value: float | None) -> str:
 def ms(value: float | None) -> str:
     """Return milliseconds with three digits that count; a dash for None."""
     return "–" if value is None else f"{value:.3g} ms"
+
+
+def size(value: int) -> str:
+    """Return bytes as MB, or as kB below a tenth of one."""
+    return f"{value / 1e6:.2f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
