@@ -4,26 +4,46 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from pipelines import params, pareto, summary, tasks, wording
-from pipelines.card import UNITS
+from pipelines import findings, params, pareto, summary, tasks, wording
 from pipelines.changes import Judged
-from pipelines.files import read_json, sha256_file, write_folder
+from pipelines.files import write_folder, write_json
 from pipelines.stage import UnansweredError, run
 
 TEMPLATES = Path(__file__).parent / "templates"
-WORST = 6  # images shown of each target
-LISTED = 30  # classes, files and tensors shown of a table before the rest is folded away
-TRAINED = ("teacher", "student", "pruned")
+FIGURES = ("metric", "drop", "p50_ms", "size_mb", "speedup", "verdict")
 
 
 def main(build: Path, out: Path) -> None:
     """Write `out/index.html`, the page of what is in the folder `build`; it opens without a network.
 
+    Beside it lie the figures of its plots, for `dvc metrics` (`variants.json`) and `dvc plots` (`variants.csv`).
     Raises StageError when nothing there has been measured.
     """
     page = render(build)
+    rows = figures(summary.variants(build), tasks.load(params.value("task")).METRIC)
     with write_folder(out) as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
+        write_json(folder / "variants.json", {row["variant"]: {k: row[k] for k in FIGURES} for row in rows})
+        with (folder / "variants.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["variant", *FIGURES], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def figures(found: list[tuple[str, dict[str, Any], str]], metric: str) -> list[dict[str, Any]]:
+    """Return of each variant what the plots show: the metric in percent, p50 in ms, size in MB; None: not measured."""
+    return [
+        {
+            "variant": name,
+            "metric": None if m.get(metric) is None else round(100 * m[metric], 4),
+            "drop": None if m.get("drop_teacher") is None else round(m["drop_teacher"], 4),
+            "p50_ms": None if m.get("p50_ms") is None else round(m["p50_ms"], 4),
+            "size_mb": round(m["size_bytes"] / 1e6, 4),
+            "speedup": None if m.get("speedup_teacher") is None else round(m["speedup_teacher"], 2),
+            "verdict": None if verdict == "-" else verdict,
+        }
+        for name, m, verdict in found
+    ]
 
 
 def render(build: Path) -> str:
@@ -36,7 +56,7 @@ def render(build: Path) -> str:
     everything = params.read()
     metric = tasks.load(everything["task"]).METRIC
     judged = Judged(build / "data", everything["task"])
-    targets = [_target(build, name, m, verdict, metric) for name, m, verdict in found if verdict != "-"]
+    targets = [findings.target(build, name, m, verdict) for name, m, verdict in found if verdict != "-"]
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -49,81 +69,17 @@ def render(build: Path) -> str:
         headline=wording.headline([t["verdict"] for t in targets]),
         images=next(m["images"] for _, m, _ in found),
         targets=targets,
-        variants=[_variant(name, m, verdict, metric) for name, m, verdict in found],
+        variants=[findings.variant(name, m, verdict, metric) for name, m, verdict in found],
         plots=_plots(found, metric),
-        steps=_steps(found),
-        slices=_slices(found, judged),
-        changes=[_changes(build, judged, t["name"]) for t in targets],
-        activations=_activations(build / "calibration" / "activations.csv"),
-        took=_took(build, everything),
-        parameters=sorted(_flat(everything).items()),
-        lineage=_lineage(build, targets),
-        listed=LISTED,
+        steps=findings.steps(found),
+        slices=findings.slices(found, judged),
+        changes=[findings.changes(build, judged, t["name"]) for t in targets],
+        activations=findings.activations(build / "calibration" / "activations.csv"),
+        took=findings.took(build, everything),
+        parameters=sorted(findings.flat(everything).items()),
+        lineage=findings.lineage(build, targets),
+        listed=findings.LISTED,
     )
-
-
-def _target(build: Path, name: str, metrics: dict[str, Any], verdict: str, metric: str) -> dict[str, Any]:
-    gates = []
-    if verdict != "not judged":
-        gates = read_json(build / "verdicts" / f"{name}.json")["gates"]
-    bundle = build / "bundles" / name / "SHA256SUMS"
-    done = _optional(build / "targets" / name / "quantize.json") or {}
-    return {
-        "name": name,
-        "verdict": verdict,
-        "sentence": wording.sentence(metrics),
-        "quantized": wording.points(metrics, "drop_fp32"),
-        "why": [g["reason"] for g in gates if g["result"] != "passed"],
-        "gates": [{**_gate(g), **g} for g in gates],
-        "metrics": metrics,
-        "done": done,
-        "done_flat": sorted(_flat({k: v for k, v in done.items() if k != "sensitivity"}).items()),
-        "sensitivity": _table(done.get("sensitivity")),
-        "bundle": sha256_file(bundle) if bundle.is_file() else None,
-        "evidence": _optional(bundle.with_name("evidence.json")),
-    }
-
-
-def _gate(gate: dict[str, Any]) -> dict[str, str]:
-    """Return a gate's numbers as people read them, and its small plot."""
-    name, factor, unit = UNITS.get(gate["metric"], (gate["metric"].replace("_", " "), 1, ""))
-    unit = "x" if unit == "times" else f" {unit}".rstrip()
-    value, low, high = gate["value"], gate["low"], gate["high"]
-    interval = (
-        "" if low is None or high is None else f"{wording.number(low * factor)} to {wording.number(high * factor)}"
-    )
-    plot = ""
-    if value is not None:
-        plot = pareto.gate(gate["bound"], gate["threshold"], value, low, high, gate["result"])
-    return {
-        "name": name[0].upper() + name[1:],
-        "wanted": f"{'≤' if gate['bound'] == 'max' else '≥'} {wording.number(gate['threshold'] * factor)}{unit}",
-        "measured": "not measured" if value is None else f"{wording.number(value * factor)}{unit}",
-        "interval": interval,
-        "plot": plot,
-    }
-
-
-def _variant(name: str, m: dict[str, Any], verdict: str, metric: str) -> dict[str, Any]:
-    fp32 = verdict == "-"
-    return {
-        "name": name,
-        "verdict": verdict,
-        "metric": wording.percent(m.get(metric)),
-        "interval": " to ".join(
-            wording.percent(m.get(f"{metric}{end}")).removesuffix(" %") for end in ("_low", "_high")
-        ),
-        "drop": "–" if name == "teacher-fp32" else wording.signed(m, "drop_teacher"),
-        "size": wording.size(m["size_bytes"]),
-        "smaller": "" if name == "teacher-fp32" else wording.times(m["compression"], "smaller", "larger"),
-        "p50": wording.ms(m.get("p50_ms")),
-        "p95": wording.ms(m.get("p95_ms")),
-        "faster": "–" if m.get("speedup_teacher") is None else f"{m['speedup_teacher']:.1f}x",
-        "own": "" if fp32 or m.get("speedup") is None else f"{m['speedup']:.2f}x its FP32",
-        "rate": "–" if m.get("throughput_per_s") is None else f"{m['throughput_per_s']:,.0f}",
-        "memory": "–" if m.get("peak_memory_mb") is None else f"{m['peak_memory_mb']:.0f} MiB",
-        "int8": "–" if m.get("int8_share") is None else f"{100 * m['int8_share']:.0f} %",
-    }
 
 
 def _plots(found: list[tuple[str, dict[str, Any], str]], metric: str) -> list[dict[str, str]]:
@@ -149,158 +105,6 @@ def _plots(found: list[tuple[str, dict[str, Any], str]], metric: str) -> list[di
             best = ", ".join(p.name for p in pareto.front(dots))
             plots.append({"title": title, "svg": pareto.scatter(dots, unit, f"{metric} %"), "front": best})
     return plots
-
-
-def _steps(found: list[tuple[str, dict[str, Any], str]]) -> list[dict[str, str]]:
-    """Return each step of the line and the points that it cost."""
-    drops = {name: m["drop_teacher"] for name, m, _ in found if m.get("drop_teacher") is not None}
-    steps = []
-    if "student-fp32" in drops:
-        steps.append(("Distilling the student", drops["student-fp32"], "against the teacher"))
-    if {"student-fp32", "pruned-fp32"} <= set(drops):
-        steps.append(("Pruning it", drops["pruned-fp32"] - drops["student-fp32"], "against the student"))
-    for name, m, verdict in found:
-        if verdict != "-" and m.get("drop_fp32") is not None:
-            steps.append((f"Quantizing: {name}", m["drop_fp32"], "against the pruned FP32 model"))
-    widest = max((abs(lost) for _, lost, _ in steps), default=0) or 1
-    return [
-        {"name": name, "lost": f"{-lost + 0.0:+.2f}" if round(lost, 2) else "0.00", "to": to,
-         "kind": "down" if round(lost, 2) > 0 else "up" if round(lost, 2) < 0 else "same",
-         "share": f"{100 * abs(lost) / widest:.1f}"}
-        for name, lost, to in steps
-    ]  # fmt: skip
-
-
-def _slices(found: list[tuple[str, dict[str, Any], str]], judged: Judged) -> dict[str, Any]:
-    """Return the score of each slice (a class, a third by brightness), the slices that lost most first."""
-    shown = [(n, m["slices"]) for n, m, v in found if m.get("slices") and n != "student-fp32"]
-    counts = judged.counts()
-    if not shown:
-        return {"heads": [], "rows": []}
-    before = dict(shown).get("pruned-fp32", shown[0][1])
-    rows = []
-    for name in before:
-        cells = []
-        for variant, slices in shown:
-            value, lost = slices.get(name), 0.0
-            if value is not None and variant not in ("teacher-fp32", "pruned-fp32"):
-                lost = 100 * (before[name] - value)
-            kind = "down" if lost > 1e-9 else "up" if lost < -1e-9 else "same"
-            strength = min(abs(lost) / 5, 1)
-            moved = kind != "same"
-            cells.append(
-                {
-                    "value": wording.percent(value),
-                    "lost": f"{-lost:+.1f}" if moved else "",
-                    "kind": kind,
-                    "strength": f"{0.15 + 0.6 * strength:.2f}" if moved else "0",
-                    "by": lost,
-                }
-            )
-        rows.append({"name": name, "count": counts.get(name, counts.get(f"class {name}")), "cells": cells})
-    rows.sort(key=lambda r: -max(c["by"] for c in r["cells"]))
-    return {"heads": [name for name, _ in shown], "rows": rows}
-
-
-def _changes(build: Path, judged: Judged, name: str) -> dict[str, Any]:
-    """Return what a target says otherwise than the pruned FP32 model does."""
-    short = str(read_json(build / "metrics" / f"{name}.json").get("precision", name.rpartition("-")[2])).upper()
-    before = judged.read(build / "baseline" / "pruned.npz")
-    after = judged.read(build / "predictions" / f"{name}.npz")
-    if before is None or after is None:
-        return {"name": name, "moves": [], "images": [], "changed": 0, "short": short}
-    moves = judged.moves(before, after)
-    images = judged.most_changed(before, after, WORST)
-    return {"name": name, "moves": moves, "images": images, "changed": sum(n for *_, n in moves), "short": short}
-
-
-def _activations(path: Path) -> list[dict[str, str]]:
-    """Return the activations whose outliers would widen an INT8 scale most: full range / range of least error."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = []
-    for row in rows:
-        full, best = (float(row[f"{m}_high"]) - float(row[f"{m}_low"]) for m in ("minmax", "mse"))
-        if best > 0:
-            found.append((full / best, row["tensor"], full, best))
-    found.sort(key=lambda f: (-f[0], f[1]))
-    return [{"tensor": t, "ratio": f"{r:.2f}x", "full": f"{a:.3g}", "best": f"{b:.3g}"} for r, t, a, b in found[:10]]
-
-
-def _table(rows: Any) -> dict[str, Any] | None:
-    """Return a list of records, as measured of each layer, as a table: names first, then numbers."""
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        return None
-    heads = sorted({key for row in rows for key in row}, key=lambda k: (not isinstance(rows[0].get(k), str), k))
-    cells = [[f"{v:.4g}" if isinstance(v := row.get(h, ""), float) else str(v) for h in heads] for row in rows]
-    return {"heads": [head.replace("_", " ") for head in heads], "rows": cells[:LISTED]}
-
-
-def _took(build: Path, everything: dict[str, Any]) -> dict[str, Any]:
-    """Return what went in: images, files left out, the contract's result, and how training went."""
-    info = read_json(build / "data" / "dataset.json")
-    rejected = read_json(build / "data" / "rejected.json")
-    contract = (_optional(build / "contract" / "results.json") or {}).get("checks", [])
-    training = []
-    for name in TRAINED:
-        path = build / name / "curves.csv"
-        if not path.is_file():
-            continue
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = [c for c in ("loss", "val_metric") if rows and c in rows[0]]
-        training.append({"name": name, "epochs": len(rows), "columns": {
-            c: {"svg": pareto.curve([float(r[c]) for r in rows]), "last": f"{float(rows[-1][c]):.4g}"} for c in columns
-        }})  # fmt: skip
-    return {
-        "info": info,
-        "rejected": rejected[:LISTED],
-        "left": len(rejected) - LISTED,
-        "count": len(rejected),
-        "contract": contract,
-        "broken": [c for c in contract if not c["success"]],
-        "training": training,
-        "calibration": len((_optional(build / "calibration" / "manifest.json") or {}).get("images", [])),
-        "pruning": _optional(build / "pruned" / "pruning.json"),
-        "input": everything.get("input", {}),
-    }
-
-
-def _lineage(build: Path, targets: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return name and SHA-256 of everything that the build is made of, from the data to the bundles."""
-    found = []
-    evidence = next((t["evidence"] for t in targets if t["evidence"]), None)
-    if evidence:
-        found += [("data", evidence["data"]["sha256"]), ("code of the stages", evidence["code"]["sha256"])]
-    for name in TRAINED:
-        path = build / name / "model.safetensors"
-        if path.is_file():
-            found.append((f"{name}, weights", sha256_file(path)))
-    for name in TRAINED:
-        path = build / "onnx" / f"{name}.onnx"
-        if path.is_file():
-            found.append((f"{name}, FP32 ONNX", sha256_file(path)))
-    if manifest := _optional(build / "calibration" / "manifest.json"):
-        found.append(("calibration images", manifest["digest"]))
-    for target in targets:
-        if target["evidence"]:
-            found.append((f"{target['name']}, artifact", target["evidence"]["artifact"]["sha256"]))
-            found.append((f"{target['name']}, parameters", target["evidence"]["params_sha256"]))
-        if target["bundle"]:
-            found.append((f"{target['name']}, bundle", target["bundle"]))
-    return found
-
-
-def _optional(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, part in value.items() for k, v in _flat(part, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): str(value)}
 
 
 if __name__ == "__main__":

@@ -84,6 +84,17 @@ def test_the_same_build_gives_the_same_bytes_and_nothing_from_outside(build):
     assert not re.search(rb"""(?:src|href)=["'](?!data:|#)|@import|url\(|<script""", first)
 
 
+def test_the_figures_for_dvc_are_those_of_the_page(build):
+    report.main(build[0], build[0] / "report")
+    found = read_json(build[0] / "report" / "variants.json")
+    assert found[TARGET] == {
+        "metric": 96.0, "drop": 0.2, "p50_ms": 0.05, "size_mb": 0.003, "speedup": 7.8, "verdict": "passed",
+    }  # fmt: skip
+    lines = (build[0] / "report" / "variants.csv").read_text().splitlines()
+    assert lines[0] == "variant,metric,drop,p50_ms,size_mb,speedup,verdict"
+    assert lines[-1] == f"{TARGET},96.0,0.2,0.05,0.003,7.8,passed" and len(lines) == 5
+
+
 def test_names_from_the_data_cannot_become_markup(build):
     info = build[0] / "data" / "dataset.json"
     described = read_json(info)
