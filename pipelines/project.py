@@ -32,7 +32,7 @@ NOTES = {
     "calibrate": "How many images the INT8 ranges come from.",
     "targets": "One entry for each hardware. A gate bounds a metric; drops are in points.",
     "measure": "How models are measured.",
-    "export": "What a bundle carries besides the model, to prove itself on another machine.",
+    "export": "What a bundle carries besides the model. `about` says what papers need (see the schema).",
 }
 
 
@@ -122,7 +122,7 @@ def _params(found: Survey, project: str, side: int, version: str) -> tuple[str, 
 
     yaml = YAML()
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    yaml.width = 110
+    yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
     everything = yaml.load((TEMPLATES / "digits.yaml").read_text(encoding="utf-8"))
     everything.insert(1, "quantmill", version)
@@ -134,6 +134,7 @@ def _params(found: Survey, project: str, side: int, version: str) -> tuple[str, 
     everything["train"]["epochs"] = everything["distill"]["schedule"]["epochs"] = epochs
     everything["prune"]["schedule"]["epochs"] = max(epochs // 2, 3)
     everything["calibrate"]["images"] = min(128, train)
+    del everything["export"]["about"]  # that of the digits
     for name in list(everything["targets"]):
         if runtimes.missing(runtimes.load(everything["targets"][name]["runtime"])):
             del everything["targets"][name]
