@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipelines import check_data, index, params
-from pipelines.facts import inspect
+from pipelines import check_data, index, params, workers
 from pipelines.files import write_json
 from pipelines.formats import Item
+from pipelines.inspection import inspect
+from pipelines.kept import Kept, Place
 from pipelines.known import Known
 
 SIZE = (640, 480)
@@ -99,8 +100,10 @@ def rates(files: list[Path]) -> tuple[float, float]:
     folder = Path("out")
     folder.mkdir()
     known, table = Known(folder / "known.sqlite"), index.Rows(folder / "rows.arrow", "classification")
+    kept = Kept(folder / "none")
+    known.begin_places()
     decode_one(files[0])  # imports
-    inspect(Item("x", file=files[0], label="x"), 3, 8, {})
+    inspect(Item("x", file=files[0], label="x"), 3, 8, known, kept)
     with index.Shards(folder) as shards:
         for first in range(0, len(files), 50):
             some = files[first : first + 50]
@@ -108,14 +111,16 @@ def rates(files: list[Path]) -> tuple[float, float]:
             for file in some:
                 decode_one(file)
             middle = time.process_time()
-            fresh = []
+            fresh, places = [], []
             for file in some:
-                one = inspect(Item(file.as_posix(), file=file, label="x"), 3, 8, known)
+                one = inspect(Item(file.as_posix(), file=file, label="x"), 3, 8, known, kept)
                 assert one.row is not None and one.fresh is not None
-                one.row["shard"], one.row["offset"] = shards.add(one.path, one.payload)
-                table.add(one.row)
+                shard, offset = shards.add(one.path, one.payload)
+                table.add({**one.row, "shard": shard, "offset": offset})
                 fresh.append(one.fresh)
+                places.append((one.path, str(one.stamp), Place(one.fresh[0], shard, offset, len(one.payload))))
             known.add(fresh)
+            known.add_places(places)
             spent["decode"] += middle - begin
             spent["prepare"] += time.process_time() - middle
     table.close()
