@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLE = 2**17  # values of an image from which its statistics are taken, at least
+SAMPLE = 2**16  # values of an image from which its statistics are taken, at least; more would overflow `_sums8`
 BANDS = 16  # of rows, in which they lie, evenly spread over a larger image
 
 
@@ -61,7 +61,7 @@ def _sums8(bands: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.fl
     flat = bands.reshape(-1, bands.shape[2] * channels)  # numpy sums along a short last axis ten times slower
     wide = flat.astype(np.uint16)
     wide *= wide
-    totals = (part.sum(0, dtype=np.uint64).reshape(-1, channels).sum(0) for part in (flat, wide))
+    totals = (part.sum(0, dtype=np.uint32).reshape(-1, channels).sum(0, dtype=np.uint64) for part in (flat, wide))
     mean, mean_square = (total / (flat.size // channels) for total in totals)
     grey = bands[..., 0].astype(np.int16)
     for n in range(1, channels):

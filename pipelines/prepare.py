@@ -107,22 +107,27 @@ def _collect(
         ProcessPoolExecutor(cores, initializer=_begin, initargs=(data.channels, data.bits, KNOWN, KEPT)) as pool,
     ):
         for chunk in _each(pool, items, 2 * cores):
-            places = []
-            for one in chunk:
-                counts["read"] += one.read
-                if one.row is None:
-                    rejected.append({"path": one.path, "reason": one.problem})
-                    continue
-                one.row["shard"], one.row["offset"] = shards.add(one.path, one.payload)
-                rows.add(one.row)
-                if one.stamp:
-                    place = Place(*(one.row[name] for name in ("content_hash", "shard", "offset", "bytes")))
-                    places.append((one.path, one.stamp, place))
-            known.add_places(places)
-            fresh = [one.fresh for one in chunk if one.fresh]
-            known.add(fresh)
-            counts["decoded"] += len(fresh)
+            store(chunk, shards, rows, known, rejected)
+            counts["read"] += sum(one.read for one in chunk)
+            counts["decoded"] += sum(one.fresh is not None for one in chunk)
     return rows.close(), counts
+
+
+def store(
+    chunk: list[Outcome], shards: index.Shards, rows: index.Rows, known: Known, rejected: list[dict[str, str]]
+) -> None:
+    """Write images to the shards, the rows and the cache; add those that are left out to `rejected`."""
+    places = []
+    for one in chunk:
+        if one.row is None:
+            rejected.append({"path": one.path, "reason": one.problem})
+            continue
+        shard, offset = shards.add(one.path, one.payload)
+        rows.add({**one.row, "shard": shard, "offset": offset})
+        if one.stamp:
+            places.append((one.path, one.stamp, Place(one.row["content_hash"], shard, offset, len(one.payload))))
+    known.add_places(places)
+    known.add([one.fresh for one in chunk if one.fresh])
 
 
 _of_process: dict[str, Any] = {}
