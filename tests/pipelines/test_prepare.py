@@ -9,10 +9,12 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from pipelines import index
+from pipelines.data import Input
 from pipelines.files import sha256_tree
 from tests import line
 from tests.pipelines import sources
@@ -122,6 +124,21 @@ def test_shards_are_what_tarfile_writes_and_reads(tmp_path):
                 wanted.addfile(info, file)
             assert wanted.offset - -(-len(payload) // 512) * 512 == offset
     assert (tmp_path / shard).read_bytes() == Path("wanted.tar").read_bytes()
+
+
+def test_camera_and_lidar_go_in_as_channels_of_one_array():
+    """Three colours, and range, intensity and height as a LiDAR measures them, in metres."""
+    for n in range(8):
+        colours = sources.pixels(n) / 255
+        metres = np.random.default_rng(n).normal((40, 0.3, -1.5), (5, 0.1, 0.5), (*colours.shape[:2], 3))
+        file = Path("source", ("road", "tree")[n % 2], f"{n}.npy")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.dstack([colours, metres]).astype(np.float32))
+    dataset = sources.run({"format": "folder", "path": "source"}, channels=6, bits=32)
+    np.testing.assert_allclose(dataset.info["mean"][3:], (40, 0.3, -1.5), rtol=0.02)
+    np.testing.assert_allclose(dataset.info["std"][3:], (5, 0.1, 0.5), rtol=0.05)
+    prepared = dataset.preprocess(Input(height=12, width=16, resize="stretch"))(dataset.image(0))
+    assert prepared.shape == (6, 12, 16) and abs(prepared.mean((1, 2))).max() < 0.3
 
 
 @pytest.mark.slow
