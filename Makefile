@@ -36,6 +36,9 @@ bench: .venv/test ## Measure what the line costs, as ratios
 schema: .venv/core ## Write params.schema.json anew from the typed sections
 	python -m pipelines.check --schema
 
+docs: .venv/core ## Write docs/reference/ anew from the docstrings and the schema
+	PYTHONPATH=. python docs/reference.py
+
 readme: .venv/core ## Write the README's table anew from the last build
 	PYTHONPATH=. python docs/readme_table.py
 
@@ -58,4 +61,4 @@ install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11
 .venv/test: pyproject.toml constraints.txt
 	@$(install) -e '.[team,test]' && touch .venv/core $@
 
-.PHONY: help demo ui test check bench schema readme constraints clean
+.PHONY: help demo ui test check bench schema docs readme constraints clean
