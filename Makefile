@@ -16,7 +16,7 @@ help: ## This list
 demo: .venv/core ## Install, build the model line on the built-in digits, print the table of variants
 	dvc repro
 	@echo && python -m pipelines.summary build
-	@echo && echo "Next: 'make ui' opens MLflow and Prefect; build/bundles/ holds what a device needs; README.md goes on from here."
+	@echo && echo "Next: open build/report/index.html; 'make ui' opens MLflow and Prefect; docs/tutorial.md goes on from here."
 
 ui: .venv/core ## Start MLflow, Prefect and a worker on this machine; Ctrl-C stops them
 	python -m flows.ui

@@ -71,7 +71,8 @@ def elsewhere(command: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_each_command_is_run_by_a_test(page):
-    missing = [c for c in commands(page) if page not in RUN and not elsewhere(c)]
+    run = {c for other in RUN for c in commands(other)}
+    missing = [c for c in commands(page) if page not in RUN and not elsewhere(c) and not set(c.split(" && ")) <= run]
     assert not missing, f"{page}: run these in a test, and name it in ELSEWHERE: {missing}"
 
 
