@@ -7,6 +7,12 @@ import pytest
 from tests import line
 
 pytest_plugins = ["tests.tiny"]
+LONGEST = ["test_line.py", "test_machines.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the files that take minutes, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
