@@ -11,6 +11,7 @@ from pipelines.files import read_json, sha256_file
 
 WORST = 6  # images shown of each target
 LISTED = 30  # classes, files and layers shown of a table before the rest is folded away
+MADE = {"tried": "what was tried", "sensitivity": "sensitivity of its operators, measured"}  # in quantize.json
 TRAINED = ("teacher", "student", "pruned")
 
 
@@ -30,8 +31,8 @@ def target(build: Path, name: str, metrics: dict[str, Any], verdict: str) -> dic
         "gates": [{**_gate(g), **g} for g in gates],
         "metrics": metrics,
         "done": done,
-        "done_flat": sorted(flat({k: v for k, v in done.items() if k != "sensitivity"}).items()),
-        "sensitivity": _table(done.get("sensitivity")),
+        "done_flat": sorted(flat({k: v for k, v in done.items() if k not in MADE and k != "trade_offs"}).items()),
+        "tables": {title: rows for key, title in MADE.items() if (rows := _table(done.get(key)))},
         "bundle": sha256_file(bundle) if bundle.is_file() else None,
         "evidence": _optional(bundle.with_name("evidence.json")),
     }
@@ -159,12 +160,24 @@ def activations(path: Path) -> list[dict[str, str]]:
 
 
 def _table(rows: Any) -> dict[str, Any] | None:
-    """Return a list of records, as measured of each layer, as a table: names first, then numbers."""
+    """Return a list of records as a table: names first, then numbers."""
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         return None
-    heads = sorted({key for row in rows for key in row}, key=lambda k: (not isinstance(rows[0].get(k), str), k))
-    cells = [[f"{v:.4g}" if isinstance(v := row.get(h, ""), float) else str(v) for h in heads] for row in rows]
-    return {"heads": [head.replace("_", " ") for head in heads], "rows": cells[:LISTED]}
+    keys = dict.fromkeys(key for row in rows for key in row)
+    heads = sorted(keys, key=lambda k: isinstance(rows[0].get(k), (int, float)) and not isinstance(rows[0][k], bool))
+    cells = [[_cell(row.get(head)) for head in heads] for row in rows]
+    return {"heads": [head.replace("_", " ") for head in heads], "rows": cells[:LISTED], "left": len(cells) - LISTED}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_cell(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        rest = f" and {len(value) - 3} more" if len(value) > 3 else ""
+        return ", ".join(map(_cell, value[:3])) + rest
+    return "–" if value is None or value == "" else str(value)
 
 
 def took(build: Path, everything: dict[str, Any]) -> dict[str, Any]:

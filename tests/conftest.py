@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from tests import line
+
 pytest_plugins = ["tests.tiny"]
 LONGEST = ["test_line.py", "test_machines.py"]
 
@@ -27,3 +29,12 @@ def browser():
         found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield found
         found.close()
+
+
+@pytest.fixture(scope="session")
+def built_line(tmp_path_factory):
+    """A shrunk copy of the project with its line built: its folder, and what `dvc repro` said."""
+    root = line.copy(tmp_path_factory.mktemp("line"))
+    done = line.run(root, "dvc", "repro")
+    line.run(root, "git", "add", "--force", "dvc.lock")
+    return root, done

@@ -21,18 +21,10 @@ MEASURED = (
 )
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    root = line.copy(tmp_path_factory.mktemp("line"))
-    done = line.run(root, "dvc", "repro")
-    line.run(root, "git", "add", "dvc.lock")
-    return root, done
-
-
 @pytest.fixture
-def project(built):
+def project(built_line):
     """The built project as it was: what a test before changed is taken back, from DVC's run cache."""
-    root = built[0]
+    root = built_line[0]
     line.run(root, "git", "checkout", "--", "params.yaml")
     line.run(root, "dvc", "repro")
     return root
@@ -51,8 +43,8 @@ def after(*heads: str, targets=TARGETS) -> set[str]:
     return {f"{h}@{t}" for h in heads if h in per_target for t in targets} | {h for h in heads if h not in per_target}
 
 
-def test_ends_with_every_variant_in_the_table(built):
-    root, done = built
+def test_ends_with_every_variant_in_the_table(built_line):
+    root, done = built_line
     assert set(line.executed(done)) == after(
         "check", "prepare", "check_data", "train", "distill", "prune", "convert", "baseline", "calibrate",
         "quantize", "validate", "judge", "export", "report", "register",

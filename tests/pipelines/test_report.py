@@ -117,11 +117,15 @@ def test_what_was_not_measured_is_said_and_not_guessed(build):
     assert "12x smaller than the teacher, 0.20 points down" in said and "None" not in said
 
 
-def test_sensitivity_by_layer_is_shown_where_it_was_measured(build):
+def test_what_was_tried_and_which_operators_are_sensitive_is_shown(build):
     path = build[0] / "targets" / TARGET / "quantize.json"
-    write_json(path, {"sensitivity": [{"operator": "/head/Conv", "drop": 3.25}]})
+    tried = {"precision": "int8", "options": {"preset": "mixed"}, "kept": ["/a", "/b", "/c", "/d"], "drop_fp32": 0.25}
+    sensitive = {"operators": ["/head/Conv"], "drop_fp32": 3.25, "error": 0.5}
+    write_json(path, {"tried": [tried], "sensitivity": [sensitive], "chosen": "mixed keeps the aim", "kept": []})
     page = text(report.render(build[0]))
-    assert "sensitivity by layer operator drop /head/Conv 3.25" in page
+    assert "what was tried mixed keeps the aim kept options precision drop fp32" in page
+    assert "/a, /b, /c and 1 more preset: mixed int8 0.25" in page
+    assert "sensitivity of its operators, measured operators drop fp32 error /head/Conv 3.25 0.5" in page
 
 
 def point(name, x, y):
