@@ -70,7 +70,8 @@ def main(
             "format": FORMAT,
             "project": value("project"),
             "target": target,
-            **settings.model_dump(include={"runtime", "precision", "device"}),
+            **settings.model_dump(include={"runtime", "device"}),
+            "precision": measured["precision"],  # a search may end in another one than was asked for
             "task": model["task"],
             "artifact": {"sha256": sha256_tree(folder / "model"), "files": files},
             "source": {"sha256": sha256_file(onnx / "pruned.onnx")},
