@@ -1,4 +1,6 @@
-"""What is known of image files from earlier runs, by content hash, so that only new ones are decoded.
+"""What is known of image files from earlier runs, so that only new ones are read and decoded.
+
+Facts stand under the hash of a file's bytes; where its bytes lie among the kept shards, under its path and stamp.
 
 A cache beside the versioned outputs: removing it costs time and changes no output.
 """
@@ -12,8 +14,10 @@ from typing import Any
 
 from pipelines import facts, images
 from pipelines.files import sha256_bytes, sha256_file
+from pipelines.kept import Place
 
 KNOWN = Path(".quantmill/images.sqlite")
+PLACES = "(path TEXT PRIMARY KEY, stamp TEXT, hash BLOB, shard TEXT, offset INTEGER, size INTEGER)"
 
 
 class Known:
@@ -40,6 +44,7 @@ class Known:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=OFF")  # a cache: lost after a power failure, never wrong
         connection.execute(f"CREATE TABLE IF NOT EXISTS {self.table} (hash BLOB PRIMARY KEY, facts TEXT)")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS places {PLACES}")
         connection.commit()
         return connection
 
@@ -61,6 +66,38 @@ class Known:
         with suppress(sqlite3.Error):
             self.connection.executemany(f"INSERT OR REPLACE INTO {self.table} VALUES (?, ?)", rows)  # noqa: S608
             self.connection.commit()
+
+    def place(self, path: str, stamp: str) -> Place | None:
+        """Return where the last run put the bytes of a file; None where its stamp is another."""
+        if self.connection is None:
+            return None
+        with suppress(sqlite3.Error):
+            query = "SELECT hash, shard, offset, size FROM places WHERE path = ? AND stamp = ?"
+            row = self.connection.execute(query, (path, stamp)).fetchone()
+            return Place(row[0].hex(), *row[1:]) if row else None
+        return None
+
+    def begin_places(self) -> None:
+        """Begin the places of a run; those of the last one stand until `end_places`."""
+        if self.connection is not None:
+            with suppress(sqlite3.Error):
+                self.connection.execute("DROP TABLE IF EXISTS next")
+                self.connection.execute(f"CREATE TABLE next {PLACES}")
+
+    def add_places(self, found: list[tuple[str, str, Place]]) -> None:
+        """Keep where this run put files: path, stamp and place of each."""
+        if self.connection is None or not found:
+            return
+        rows = [(path, stamp, bytes.fromhex(p.content), p.shard, p.offset, p.size) for path, stamp, p in found]
+        with suppress(sqlite3.Error):
+            self.connection.executemany("INSERT OR REPLACE INTO next VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self.connection.commit()
+
+    def end_places(self) -> None:
+        """Put the places of this run in the place of those of the last."""
+        if self.connection is not None:
+            with suppress(sqlite3.Error):
+                self.connection.executescript("BEGIN; DROP TABLE places; ALTER TABLE next RENAME TO places; COMMIT")
 
     def close(self) -> None:
         """Close the file."""

@@ -1,6 +1,7 @@
 """Brings any source to one form: images in shards and one Parquet index, which all later stages read."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import formats, index
-from pipelines.facts import Outcome, inspect
+from pipelines import formats, index, workers
 from pipelines.files import write_folder, write_json
 from pipelines.formats import SPLITS, Item
+from pipelines.inspection import Outcome, inspect
+from pipelines.kept import KEPT, Kept, Place, keep
 from pipelines.known import KNOWN, Known
 from pipelines.params import Section, parse, section, value
 from pipelines.splits import TRAIN, Splits, assign, numbers
@@ -58,58 +60,82 @@ def main(out: Path) -> None:
     module, options = source(data)
     found = module.read(options, task)
     rejected: list[dict[str, str]] = []
-    with write_folder(out) as folder:
-        spill = folder / "rows.arrow"
-        table, decoded = _collect(found.items, data, task, folder, spill, rejected)
-        order = _each_once(table, rejected)
-        _check(len(order), rejected, data)
-        names = _names(table, task)
-        classes = found.classes or sorted(set(names.tolist()))
-        splits = np.full(len(table), TRAIN, np.int8)
-        splits[order] = _assign(table.take(order).combine_chunks(), task, data.splits, seed)
-        index.write(folder / "index.parquet", table, order, np.array(SPLITS)[splits], classes, task)
-        described = _describe(table, order, splits, data)
-        counts = {split: int((splits[order] == n).sum()) for n, split in enumerate(SPLITS)}
-        info = {"task": task, "classes": classes, "images": counts, "rejected": len(rejected), **described}
-        write_json(folder / "dataset.json", info)
-        rejected.sort(key=lambda r: (r["path"], r["reason"]))
-        write_json(folder / "rejected.json", rejected)
-        del table
-        spill.unlink()
+    with closing(Known(KNOWN)) as known:
+        with write_folder(out) as folder:
+            spill = folder / "rows.arrow"
+            table, counts = _collect(found.items, data, task, folder, spill, rejected, known)
+            order = _each_once(table, rejected)
+            _check(len(order), rejected, data)
+            names = _names(table, task)
+            classes = found.classes or sorted(set(names.tolist()))
+            splits = np.full(len(table), TRAIN, np.int8)
+            splits[order] = _assign(table.take(order).combine_chunks(), task, data.splits, seed)
+            index.write(folder / "index.parquet", table, order, np.array(SPLITS)[splits], classes, task)
+            described = _describe(table, order, splits, data)
+            images = {split: int((splits[order] == n).sum()) for n, split in enumerate(SPLITS)}
+            info = {"task": task, "classes": classes, "images": images, "rejected": len(rejected), **described}
+            write_json(folder / "dataset.json", info)
+            rejected.sort(key=lambda r: (r["path"], r["reason"]))
+            write_json(folder / "rejected.json", rejected)
+            del table
+            spill.unlink()
+        keep(out, KEPT)
+        known.end_places()
     for one in rejected[:SHOWN]:
         print(f"left out: {_line(one)}")
-    print(f"{len(order):,} images in {len(classes)} classes; {len(rejected)} left out; {decoded:,} decoded")
+    print(
+        f"{len(order):,} images in {len(classes)} classes; {len(rejected)} left out; "
+        f"{counts['read']:,} read, {counts['decoded']:,} decoded"
+    )
 
 
 def _collect(
-    items: Iterator[Item], data: Data, task: str, folder: Path, spill: Path, rejected: list[dict[str, str]]
-) -> tuple[Any, int]:
-    """Write the shards; return the rows as a table on disk, and how many images had to be decoded."""
-    rows, known, decoded = index.Rows(spill, task), Known(KNOWN), 0
-    workers = len(os.sched_getaffinity(0))
+    items: Iterator[Item],
+    data: Data,
+    task: str,
+    folder: Path,
+    spill: Path,
+    rejected: list[dict[str, str]],
+    known: Known,
+) -> tuple[Any, Counter[str]]:
+    """Write the shards; return the rows as a table on disk, and how many images had to be read, and decoded."""
+    rows, counts = index.Rows(spill, task), Counter[str]()
+    cores = len(os.sched_getaffinity(0))
+    known.begin_places()
     with (
-        closing(known),
         index.Shards(folder) as shards,
-        ProcessPoolExecutor(workers, initializer=_begin, initargs=(data.channels, data.bits, KNOWN)) as pool,
+        ProcessPoolExecutor(cores, initializer=_begin, initargs=(data.channels, data.bits, KNOWN, KEPT)) as pool,
     ):
-        for chunk in _each(pool, items, 2 * workers):
-            for one in chunk:
-                if one.row is None:
-                    rejected.append({"path": one.path, "reason": one.problem})
-                else:
-                    one.row["shard"], one.row["offset"] = shards.add(one.path, one.payload)
-                    rows.add(one.row)
-            fresh = [one.fresh for one in chunk if one.fresh]
-            known.add(fresh)
-            decoded += len(fresh)
-    return rows.close(), decoded
+        for chunk in _each(pool, items, 2 * cores):
+            store(chunk, shards, rows, known, rejected)
+            counts["read"] += sum(one.read for one in chunk)
+            counts["decoded"] += sum(one.fresh is not None for one in chunk)
+    return rows.close(), counts
+
+
+def store(
+    chunk: list[Outcome], shards: index.Shards, rows: index.Rows, known: Known, rejected: list[dict[str, str]]
+) -> None:
+    """Write images to the shards, the rows and the cache; add those that are left out to `rejected`."""
+    places = []
+    for one in chunk:
+        if one.row is None:
+            rejected.append({"path": one.path, "reason": one.problem})
+            continue
+        shard, offset = shards.add(one.path, one.payload)
+        rows.add({**one.row, "shard": shard, "offset": offset})
+        if one.stamp:
+            places.append((one.path, one.stamp, Place(one.row["content_hash"], shard, offset, len(one.payload))))
+    known.add_places(places)
+    known.add([one.fresh for one in chunk if one.fresh])
 
 
 _of_process: dict[str, Any] = {}
 
 
-def _begin(channels: int, bits: int, known: Path) -> None:
-    _of_process.update(channels=channels, bits=bits, known=Known(known))
+def _begin(channels: int, bits: int, known: Path, kept: Path) -> None:
+    workers.begin()
+    _of_process.update(channels=channels, bits=bits, known=Known(known), kept=Kept(kept))
 
 
 def _inspect_all(items: list[Item]) -> list[Outcome]:

@@ -66,21 +66,10 @@ def test_the_other_task_is_refused_or_served(name):
         module.read(module.Options(**options), other)
 
 
-def test_only_what_is_new_is_decoded_and_the_bytes_are_those_of_a_clean_run(capsys):
-    source = sources.folder(Path("source"), count=8)
-    sources.run(source)
-    sources.picture(Path("source/cat/new.png"), 99)
-    sources.run(source, out="grown")
-    assert " 1 decoded" in capsys.readouterr().out.splitlines()[-1]
-    shutil.rmtree(".quantmill")
-    sources.run(source, out="clean")
-    assert sha256_tree(Path("grown")) == sha256_tree(Path("clean"))
-
-
 def test_a_broken_cache_costs_time_only(capsys):
     source = sources.folder(Path("source"))
     sources.run(source)
-    for file in Path(".quantmill").iterdir():
+    for file in Path(".quantmill").glob("images.sqlite*"):
         file.unlink()
     Path(".quantmill/images.sqlite").write_bytes(b"no database at all" * 100)
     sources.run(source, out="again")

@@ -2,6 +2,9 @@
 
 import json
 import time
+from pathlib import Path
+
+import pytest
 
 from pipelines.files import write_json
 from registry import register, tracking, variants
@@ -111,3 +114,20 @@ def test_weights_that_are_measured_anew_or_whose_gates_change_keep_their_run(pro
     runs = {r.info.run_name: r for r in client.search_runs([experiment])}
     assert len(runs) == 4 and runs["teacher"].data.metrics["p50_ms"] == 0.07
     assert [m.value for m in client.get_metric_history(runs["teacher"].info.run_id, "p50_ms")] == [0.05, 0.07]
+
+
+def test_the_report_of_the_build_is_an_artifact_of_its_runs_once(project, monkeypatch):
+    build = project / "build"
+    (build / "report").mkdir()
+    (build / "report" / "index.html").write_text("<!doctype html><title>one</title>")
+    register.main(build, build / "register.json")
+    client = tracking.client()
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    runs = [r.info.run_id for r in client.search_runs([experiment])]
+    assert [[f.path for f in client.list_artifacts(run, "report")] for run in runs] == [["report/index.html"]] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client), "log_artifact", lambda *_: pytest.fail("logged again"))
+        register.sync(variants.read(build))
+    (build / "report" / "index.html").write_text("<!doctype html><title>two</title>")
+    register.sync(variants.read(build))
+    assert "two" in Path(client.download_artifacts(runs[0], "report/index.html")).read_text()
