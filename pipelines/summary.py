@@ -33,13 +33,15 @@ def main(build: Path) -> None:
 
 
 def variants(build: Path) -> list[tuple[str, dict[str, Any], str]]:
-    """Return name, metrics and verdict of each variant: the FP32 models, then the targets by name."""
+    """Return name, metrics and verdict of each variant: the FP32 models, then by name the targets built here."""
     baseline = build / "baseline" / "metrics.json"
     found = [(f"{n}-fp32", m, "-") for n, m in read_json(baseline).items()] if baseline.is_file() else []
     found.sort(key=lambda v: -v[1]["size_bytes"])
     for file in sorted((build / "metrics").glob("*.json")):
         verdict = build / "verdicts" / file.name
-        found.append((file.stem, read_json(file), read_json(verdict)["verdict"] if verdict.is_file() else "not judged"))
+        if "not_here" in (metrics := read_json(file)):
+            continue
+        found.append((file.stem, metrics, read_json(verdict)["verdict"] if verdict.is_file() else "not judged"))
     return found
 
 

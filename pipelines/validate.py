@@ -20,9 +20,13 @@ def main(
     Raises StageError when an INT8 artifact was not calibrated on the images of `calibration`.
     """
     target, runtime, _ = targets.read(name)
+    made = read_json(artifact / "quantize.json")
+    if "not_here" in made:
+        evaluation.write_outputs(outputs, [])
+        write_json(out, {**dict.fromkeys(evaluation.METRICS), "not_here": made["not_here"]})
+        return
     test = evaluation.read(data, onnx)
     file = artifact / runtime.FILES[0]
-    made = read_json(artifact / "quantize.json")
     precision = made["precision"]
     frozen = Calibration(data, calibration)
     if precision == "int8" and not any(frozen.digest.encode() in (artifact / f).read_bytes() for f in runtime.FILES):

@@ -16,6 +16,7 @@ from pipelines.params import Section
 from pipelines.runtimes import Operator
 
 PACKAGES = ("onnxruntime",)
+TOOLS: tuple[Path, ...] = ()
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.onnx",)
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip")  # without the last two, fusion with them is lost

@@ -13,7 +13,7 @@ from pipelines.files import sha256_file, write_json
 from pipelines.search import Tried, bench, choose, front
 from pipelines.targets import Bound
 from tests import line
-from tests.pipelines.test_runtimes import OPTIONS_OF
+from tests.pipelines.test_runtimes import HERE, OPTIONS_OF
 
 EDGE = 16
 INT8 = Tried("int8", {"a": 1}, (), 0.2, 0.99, 0.98, 0.02, 0.9, 1.0, 2.0, 100)
@@ -120,7 +120,7 @@ def unbalanced(dataset, preprocess):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", runtimes.names())
+@pytest.mark.parametrize("name", HERE)
 def test_the_operator_that_int8_ruins_is_found_and_taken_back(project, monkeypatch, tmp_path, name):
     monkeypatch.chdir(project)
     target, runtime = f"{name}-int8", runtimes.load(name)
@@ -129,7 +129,8 @@ def test_the_operator_that_int8_ruins_is_found_and_taken_back(project, monkeypat
     aim = {"drop_fp32": {"max": 1.0}}
     # One rule for both runtimes: a drop within the aim, whatever the speed of so small a network.
     monkeypatch.setattr("pipelines.search.choose", lambda tried, aim: (_best(tried, aim), "the test's choice"))
-    line.change(project, {"targets": {target: {"search": "fast", "aim": aim, "options": OPTIONS_OF[name]}}})
+    declared = {"runtime": name, "precision": "int8", "device": "cpu", "search": "fast", "aim": aim, "gates": {}}
+    line.change(project, {"targets": {target: {**declared, "options": OPTIONS_OF[name]}}})
     words = [project / "build/data", project / "build/onnx", project / "build/calibration"]
     quantize.main(target, *words, tmp_path / "out")
     made = json.loads((tmp_path / "out/quantize.json").read_text())
