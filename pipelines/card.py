@@ -65,8 +65,9 @@ def numbers(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def gates(verdict: dict[str, Any]) -> list[str]:
-    """Return one line for each gate: its result, and why."""
-    return [f"{gate['result']}: {gate['reason']}" for gate in verdict["gates"]]
+    """Return one line for each gate: its result, and why; and what a search says of its choice."""
+    note = [f"search: {verdict['note']}"] if "note" in verdict else []
+    return [f"{gate['result']}: {gate['reason']}" for gate in verdict["gates"]] + note
 
 
 def markdown(evidence: dict[str, Any]) -> str:

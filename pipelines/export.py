@@ -88,7 +88,8 @@ def main(
             "format": FORMAT,
             "project": value("project"),
             "target": target,
-            **settings.model_dump(include={"runtime", "precision", "device"}),
+            **settings.model_dump(include={"runtime", "device"}),
+            "precision": measured["precision"],  # a search may end in another one than was asked for
             "task": model["task"],
             "family": params.read().get("student", {}).get("family"),
             "about": options.about.model_dump(exclude_none=True) if options.about else {},

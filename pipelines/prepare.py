@@ -120,7 +120,8 @@ def store(
     places = []
     for one in chunk:
         if one.row is None:
-            rejected.append({"path": one.path, "reason": one.problem})
+            named = {"path": one.path, "reason": one.problem}
+            rejected.append({k: v.encode("utf-8", "backslashreplace").decode() for k, v in named.items()})
             continue
         shard, offset = shards.add(one.path, one.payload)
         rows.add({**one.row, "shard": shard, "offset": offset})

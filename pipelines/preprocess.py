@@ -76,20 +76,30 @@ def letterbox(height: int, width: int, to_height: int, to_width: int) -> tuple[i
 def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """Resize H x W x C to `height` x `width` with a triangle filter, which widens when shrinking (antialiasing).
 
-    The weights are those of Pillow's BILINEAR resampling (Image.resize), in float64 instead of fixed point.
+    The weights are those of Pillow's BILINEAR resampling (Image.resize), in float64 instead of fixed point. The sums
+    are written out, not left to a matrix product, whose order of adding differs between processors.
     """
-    rows = _weights(image.shape[0], height)
-    columns = _weights(image.shape[1], width)
-    return _as_dtype(np.einsum("hi,ijc,wj->hwc", rows, image.astype(np.float64), columns, optimize=True), image.dtype)
+    _, before, channels = image.shape
+    rows = np.zeros((height, before * channels))
+    for index, weights in _taps(image.shape[0], height):
+        rows += image[index].reshape(height, -1) * weights[:, None]
+    found = np.zeros((height, width, channels))
+    across = rows.reshape(height, before, channels)
+    for index, weights in _taps(before, width):
+        found += across[:, index] * weights[:, None]
+    return _as_dtype(found, image.dtype)
 
 
-def _weights(source: int, target: int) -> NDArray[np.float64]:
+def _taps(source: int, target: int) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Return what each target pixel is the sum of: a source pixel and its weight, for every tap of the filter."""
     scale = source / target
     reach = max(scale, 1.0)
     centres = (np.arange(target) + 0.5) * scale
-    distance = np.abs(np.arange(source)[None, :] + 0.5 - centres[:, None]) / reach
-    weights = np.maximum(0.0, 1.0 - distance)
-    return np.asarray(weights / weights.sum(1, keepdims=True))
+    index = np.floor(centres - reach).astype(np.int64)[:, None] + np.arange(2 * int(np.ceil(reach)) + 1)
+    weights = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - centres[:, None]) / reach)
+    weights[(index < 0) | (index >= source)] = 0.0
+    weights /= weights.sum(1, keepdims=True)
+    return list(zip(index.clip(0, source - 1).T, weights.T, strict=True))
 
 
 def _as_dtype(image: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import processes, tasks
+from pipelines import processes, tasks, workers
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_bytes, write_file
 from pipelines.params import Section, section, value
@@ -90,6 +92,8 @@ def prepare(data: Path) -> Setup:
 def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: Loss) -> list[dict[str, float]]:
     """Train `model` in place and return its curves: per epoch the loss, the learning rate and the metric on `val`.
 
+    The share of the training time that was spent waiting for images is shown, and printed at the end.
+
     After each epoch a checkpoint is left in CHECKPOINTS, under a name made of everything that decides the result.
     A run that finds one goes on from it and ends in the same weights as one that was never stopped: the order of
     the images and their augmentation depend on the seed and the epoch alone. At the end it is removed.
@@ -111,6 +115,7 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
     team.agree(len(curves), f"{checkpoint}: not on every machine; share its folder between them, or remove it")
     forward = team.parallel(model, loss)
     steps = math.ceil(len(train) / schedule.batch)
+    spent: dict[str, float] = defaultdict(float)  # seconds
     with tqdm(
         total=schedule.epochs, initial=len(curves), desc=name, unit=" epochs", mininterval=1, disable=team.rank > 0
     ) as bar:
@@ -122,6 +127,7 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
                 generator.manual_seed((setup.seed * 1_000_003 + epoch) * 4_093 + team.rank)
             model.train()
             total, seen = 0.0, 0
+            begin, waited = time.perf_counter(), pixels.waited
             for step, (rows, images) in enumerate(pixels.batches(order, schedule.batch, team.share)):
                 rate = _rate(schedule, epoch * steps + step, schedule.epochs * steps)
                 for group in optimizer.param_groups:
@@ -134,6 +140,8 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
                 optimizer.step()
                 total += float(value.detach()) * len(rows)
                 seen += len(rows)
+            spent["waiting"] += pixels.waited - waited
+            spent["training"] += time.perf_counter() - begin
             score = setup.task.scorer(predict(model, pixels, val), setup.task.truth(setup.dataset, val))(None)
             curves.append(
                 {
@@ -145,11 +153,18 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
             )
             if team.rank == 0:
                 _save(checkpoint, model, optimizer, curves)
-            bar.set_postfix({k: v for k, v in curves[-1].items() if k != "epoch"}, refresh=False)
+            shown = {k: v for k, v in curves[-1].items() if k != "epoch"}
+            bar.set_postfix({**shown, "waiting": _share(spent)}, refresh=False)
             bar.update()
     team.leave()
     checkpoint.unlink()
+    if spent:
+        print(f"{name}: {_share(spent)} of the training time spent waiting for images")
     return curves
+
+
+def _share(spent: dict[str, float]) -> str:
+    return f"{spent['waiting'] / spent['training']:.1%}"
 
 
 def predict(model: "nn.Module", pixels: "Pixels", rows: NDArray[np.int64]) -> list[NDArray[Any]]:
@@ -174,7 +189,10 @@ def _all(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class Pixels:
-    """Gives batches of normalized images. Resized pixels are kept where they fit in CACHE_BYTES."""
+    """Gives batches of normalized images. Resized pixels are kept where they fit in CACHE_BYTES.
+
+    `waited` are the seconds that whoever takes batches has waited for them.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self.dataset = setup.dataset
@@ -182,34 +200,46 @@ class Pixels:
         image = setup.preprocess.channels * setup.preprocess.height * setup.preprocess.width
         size = image * len(self.dataset.column("path")) * self.dataset.info["bits"] // 8
         self.cache: dict[int, NDArray[Any]] | None = {} if size <= CACHE_BYTES else None
+        self.waited = 0.0
 
     def __getitem__(self, row: int) -> NDArray[Any]:
         """Return the resized pixels of one row, H x W x C."""
-        if self.cache is None:
-            return self.preprocess.pixels(self.dataset.image(row))
-        if row not in self.cache:
-            self.cache[row] = self.preprocess.pixels(self.dataset.image(row))
-        return self.cache[row]
+        if self.cache is not None and row in self.cache:
+            return self.cache[row]
+        return self.preprocess.pixels(self.dataset.image(row))
 
     def batches(
         self, rows: NDArray[np.int64], size: int, share: Callable[[NDArray[np.int64]], NDArray[np.int64]] = _all
     ) -> Iterator[tuple[NDArray[np.int64], "torch.Tensor"]]:
-        """Yield rows and their images, normalized, float32 N x C x H x W, `size` at a time, or what `share` leaves."""
+        """Yield rows and their images, normalized, float32 N x C x H x W, `size` at a time, or what `share` leaves.
+
+        Images that are not kept are decoded and resized by LOADER_PROCESSES other processes, ahead of time; under
+        `torchrun` those that will be kept are not, since each training process has threads that no fork should cut.
+        """
         import torch
+        from torch import distributed
         from torch.utils.data import DataLoader
 
+        begin = time.perf_counter()
         scale, mean, std = (
             torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1)
             for v in (self.preprocess.full_scale, self.preprocess.mean, self.preprocess.std)
         )
         chunks = [share(rows[i : i + size]) for i in range(0, len(rows), size)]
+        at_hand = self.cache is not None and all(row in self.cache for chunk in chunks for row in chunk.tolist())
         stacks = DataLoader(
             _Stacks(self, chunks),  # type: ignore[arg-type]
             batch_size=None,
-            num_workers=0 if self.cache is not None else LOADER_PROCESSES,
+            num_workers=0 if at_hand or (self.cache is not None and distributed.is_initialized()) else LOADER_PROCESSES,
+            worker_init_fn=workers.keep_memory,
         )
         for chunk, stack in zip(chunks, stacks, strict=True):
-            yield chunk, (stack.permute(0, 3, 1, 2).float() / scale - mean) / std
+            if self.cache is not None and not at_hand:
+                self.cache.update(zip(chunk.tolist(), stack.numpy().copy(), strict=True))
+            images = (stack.permute(0, 3, 1, 2).float() / scale - mean) / std
+            self.waited += time.perf_counter() - begin
+            yield chunk, images
+            begin = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -225,8 +255,7 @@ class _Stacks:
     def __getitem__(self, number: int) -> "torch.Tensor":
         import torch
 
-        stack = np.stack([self.pixels[row] for row in self.chunks[number]])
-        return torch.from_numpy(stack.astype(np.int32) if stack.dtype == np.uint16 else stack)
+        return torch.from_numpy(np.stack([self.pixels[row] for row in self.chunks[number].tolist()]))
 
 
 def augment(images: "torch.Tensor", options: Augment, generator: "torch.Generator") -> "torch.Tensor":

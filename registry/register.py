@@ -121,6 +121,10 @@ def _log(client: Any, experiment: str, variant: Variant) -> tuple[str, str]:
         client.log_batch(run_id, params=parameters[start : start + 100])
     for plot in variant.plots:
         client.log_artifact(run_id, str(plot), "plots")
+    if variant.tried:
+        # A table, so that the runs page shows it: one column for each key, one row for each scheme.
+        table = {k: [row[k] for row in variant.tried] for k in variant.tried[0]}
+        client.log_table(run_id, table, "search.json")
     client.log_batch(run_id, tags=[RunTag(f"{TAG}.model", model_id)])
     client.set_terminated(run_id, "FINISHED")
     return run_id, model_id

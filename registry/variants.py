@@ -40,6 +40,7 @@ class Variant:
     bundle: Path | None = None
     bundle_hash: str | None = None
     verdict: str | None = None
+    tried: tuple[dict[str, Any], ...] = ()  # by the search of its scheme
 
     @property
     def record(self) -> str:
@@ -100,7 +101,14 @@ def _target(build: Path, bundle: Path, data: str) -> Variant:
         bundle=bundle,
         bundle_hash=sha256_file(bundle / "SHA256SUMS"),
         verdict=evidence["verdict"]["verdict"],
+        tried=tuple(_tried(row) for row in read_json(bundle / "quantize.json").get("tried", [])),
     )
+
+
+def _tried(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the search with plain values alone, as a table takes it."""
+    options = " ".join(f"{k}={v}" for k, v in sorted(row["options"].items()))
+    return {**row, "options": options, "kept": " ".join(row["kept"])}
 
 
 def _report(build: Path) -> Path | None:

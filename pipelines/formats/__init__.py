@@ -102,8 +102,19 @@ def inside(root: Path, name: str) -> Path | None:
         return None
 
 
+def is_text(name: str) -> bool:
+    """Say whether a name can be written as UTF-8: those from JSON and of files may hold half of a character."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def image_item(root: Path, name: str, **about: object) -> Item:
     """Return the item of an image that an annotation names; with a problem where there is no such image."""
+    if not is_text(name):
+        return Item(name, problem="its name is not UTF-8; rename it")
     path = Path(os.path.normpath(name)).as_posix()
     found = inside(root, name)
     if found is None:
@@ -124,13 +135,10 @@ def walk(root: Path, top: Path) -> Iterator[Item]:
     for entry in ordered:
         path = Path(entry.path)
         shown = path.relative_to(root).as_posix()
-        try:
-            shown.encode()
-        except UnicodeEncodeError:
+        if not is_text(shown):
             readable = os.fsencode(shown).decode("utf-8", "backslashreplace")
             yield Item(readable, problem="its name is not UTF-8; rename it")
-            continue
-        if entry.is_dir(follow_symlinks=False):
+        elif entry.is_dir(follow_symlinks=False):
             yield from walk(root, path)
         elif entry.is_symlink() and inside(root, shown) is None:
             yield Item(shown, problem="a link that leaves the folder of the source; put the file itself there")

@@ -17,6 +17,7 @@ from pipelines.params import Section
 from pipelines.stage import StageError
 
 Name = Literal["train", "val", "test", "all"]
+USED = {"images", "annotations", "categories", "id", "file_name", "name", "image_id", "category_id", "bbox", "iscrowd"}
 
 
 class Options(Section):
@@ -42,19 +43,20 @@ def read(options: Options, task: str) -> Source:
         )
     if "all" in options.annotations and len(options.annotations) > 1:
         raise StageError("params.yaml: data.source.annotations: 'all' stands alone; leave it out, or the splits")
-    categories = {split: _categories(root / name, _load(root, name)) for split, name in options.annotations.items()}
+    loaded = {split: _load(root, name) for split, name in options.annotations.items()}
+    categories = {split: _categories(root / options.annotations[split], found) for split, found in loaded.items()}
     first = next(iter(categories.values()))
     for split, found in categories.items():
         if found != first:
             name = root / options.annotations[split]
             raise StageError(f"{name}: its categories differ from those of the other splits; make them the same")
     classes = [first[n] for n in sorted(first)]
-    return Source(_items(root, options, first), classes)
+    return Source(_items(root, options, loaded, first), classes)
 
 
 def _load(root: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(formats.text(root, name, "annotations"))
+        found = json.loads(formats.text(root, name, "annotations"), object_hook=_used)
     except (ValueError, RecursionError) as error:
         raise StageError(f"{root / name}: not valid JSON: {error}") from None
     lists = ("images", "annotations", "categories")
@@ -63,19 +65,28 @@ def _load(root: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def _used(one: dict[str, Any]) -> dict[str, Any]:
+    """Return what is used of a JSON object: the outlines of the objects are most of a file."""
+    return {key: one[key] for key in one if key in USED}
+
+
 def _categories(where: Path, found: dict[str, Any]) -> dict[int, str]:
     try:
         named = {int(c["id"]): str(c["name"]) for c in found["categories"]}
     except (KeyError, TypeError, ValueError):
         raise StageError(f"{where}: categories: each needs an id and a name") from None
+    if not all(map(formats.is_text, named.values())):
+        raise StageError(f"{where}: categories: a name is not UTF-8; write another")
     if not named or len(set(named.values())) != len(found["categories"]):
         raise StageError(f"{where}: categories: ids and names must differ from each other")
     return named
 
 
-def _items(root: Path, options: Options, categories: dict[int, str]) -> Iterator[Item]:
+def _items(
+    root: Path, options: Options, loaded: dict[Name, dict[str, Any]], categories: dict[int, str]
+) -> Iterator[Item]:
     for key, name in options.annotations.items():
-        found = _load(root, name)
+        found = loaded.pop(key)  # so that it can be forgotten
         split = None if key == "all" else key
         boxes, problems = _boxes(found["annotations"], categories)
         ids = Counter(str(one.get("id")) if isinstance(one, dict) else "" for one in found["images"])

@@ -331,3 +331,15 @@ def test_prepare_is_whole_or_not_at_all():
     with pytest.raises(StageError):
         prepare.main(Path("data"))
     assert Path("data/index.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["\ud800.png", "a\0b.png", "..\\x.png", ""])
+def test_names_in_a_coco_file_that_no_file_can_have(name):
+    source = sources.coco(Path("source"))
+    file = Path("source/train.json")
+    found = json.loads(file.read_text())
+    found["images"].append({"id": 50, "file_name": name})
+    file.write_text(json.dumps(found))
+    dataset = sources.run(source, "detection")
+    (reason,) = sources.rejected().values()
+    assert "\n" not in reason and sum(dataset.info["images"].values()) == 8

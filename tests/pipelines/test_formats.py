@@ -1,5 +1,6 @@
 """Every data format ends in the same index."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines import formats
+from pipelines import check_data, formats, params
 from pipelines.files import sha256_tree
 from pipelines.stage import StageError
 from tests.pipelines import sources
@@ -130,12 +131,22 @@ def test_a_split_that_the_source_lacks_is_cut_out_of_training():
     assert {given[path] for path in kept} == {"val"} and len(kept) == 10
 
 
-def test_bccd_as_it_comes():
+BCCD = Path(__file__).parents[3] / "shared/data/bccd"
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="no ../shared/data/bccd beside the repository")
+def test_bccd_as_it_comes_and_under_its_contract():
     """364 photographs, 4,888 cells. Two annotations are single pixels, which the contract finds."""
-    real = Path(__file__).parents[3] / "shared/data/bccd"
-    if not real.is_dir():
-        pytest.skip("no ../shared/data/bccd beside the repository")
-    dataset = sources.run({"format": "voc", "path": str(real)}, "detection")
+    dataset = sources.run({"format": "voc", "path": str(BCCD)}, "detection")
     assert dataset.classes == ["Platelets", "RBC", "WBC"] and dataset.info["rejected"] == 0
     assert sum(dataset.info["images"].values()) == 364
     assert sum(len(dataset.boxes(row)) for row in range(364)) == 4888
+    found = params.read()
+    found["contract"]["edge"]["max"] = 640
+    found["contract"]["balance"]["max"] = 20
+    found["contract"]["boxes"]["area"] = {"level": "warn", "min": 4}
+    Path("params.yaml").write_text(yaml.safe_dump(found))
+    check_data.main(Path("data"), Path("contract"))
+    checks = {one["check"]: one for one in json.loads(Path("contract/results.json").read_text())["checks"]}
+    assert [name for name, one in checks.items() if not one["success"]] == ["box_area"]
+    assert checks["box_area"]["unexpected"] == 2 and checks["box_area"]["values"] == 4888

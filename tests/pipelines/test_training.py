@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_weights(project):
     assert not (project / "build/resumed").exists()
     done = line.run(project, "python", "-m", "pipelines.train", "build/data", "build/resumed")
     assert "going on after epoch" in done.stdout
+    assert re.search(r"train: \d+\.\d% of the training time spent waiting for images", done.stdout)
     for name in ("model.safetensors", "curves.csv"):
         assert sha256_file(project / "build/resumed" / name) == sha256_file(project / "build/whole" / name)
     assert not list(folder.glob("*")), "the checkpoint of a finished stage is removed"
@@ -93,6 +95,19 @@ def test_the_loader_gives_what_a_device_will_see(project, monkeypatch, dtype):
     ((_, batch),) = training.Pixels(setup).batches(rows, 8)
     wanted = np.stack([setup.preprocess(setup.dataset.image(row)) for row in rows])
     assert np.allclose(batch.numpy(), wanted, atol=1e-5)
+
+
+def test_kept_images_are_those_of_the_first_epoch_and_come_from_no_other_process(project, monkeypatch):
+    monkeypatch.chdir(project)
+    pixels = training.Pixels(training.prepare(project / "build/data"))
+    rows = pixels.dataset.rows("val")
+    first = list(pixels.batches(rows, 50))
+    waited = pixels.waited
+    assert waited > 0 and sorted(pixels.cache) == sorted(rows)
+    monkeypatch.setattr(pixels.dataset, "image", lambda row: pytest.fail("decoded again"))
+    for (kept, again), (wanted, images) in zip(pixels.batches(rows, 50), first, strict=True):
+        assert (kept == wanted).all() and torch.equal(again, images)
+    assert pixels.waited > waited
 
 
 def test_distillation_is_zero_under_the_same_logits_and_as_published_otherwise():

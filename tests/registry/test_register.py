@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.files import write_json
 from registry import register, tracking, variants
 from tests.tiny import MODEL, TARGET, export
 
@@ -32,6 +33,19 @@ def test_registers_each_variant_and_version_once(project):
     assert version.tags["quantmill.verdict"] == "passed" and "**passed**" in version.description
     assert register.sync(variants.read(build)) == "register: 0 of 4 variants were new to MLflow"
     assert len(client.search_runs([experiment])) == 4 and len(client.search_model_versions(f"name='{MODEL}'")) == 1
+
+
+def test_what_a_search_tried_is_a_table_of_the_run(project):
+    build = project / "build"
+    row = {"precision": "int8", "options": {"a": 1}, "kept": ["x", "y"], "drop_fp32": 0.5, "speedup": 1.5}
+    write_json(build / "targets" / TARGET / "quantize.json", {"tried": [row, {**row, "speedup": 2.0}]})
+    export(project)
+    register.main(build, build / "register.json")
+    client = tracking.client()
+    (run,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], f"run_name = '{TARGET}'")
+    table = client.load_table(run.info.experiment_id, "search.json", [run.info.run_id])
+    assert table["speedup"].tolist() == [1.5, 2.0]
+    assert set(table["options"]) == {"a=1"} and set(table["kept"]) == {"x y"}
 
 
 def test_another_verdict_is_another_version_and_candidate_stays(project):
