@@ -16,13 +16,14 @@ help: ## This list
 demo: .venv/core ## Install, build the model line on the built-in digits, print the table of variants
 	dvc repro
 	@echo && python -m pipelines.summary build
-	@echo && echo "Next: 'make ui' opens MLflow and Prefect; build/bundles/ holds what a device needs; README.md goes on from here."
+	@echo && echo "Next: open build/report/index.html; 'make ui' opens MLflow and Prefect; docs/tutorial.md goes on from here."
 
 ui: .venv/core ## Start MLflow, Prefect and a worker on this machine; Ctrl-C stops them
 	python -m flows.ui
 
-test: .venv/test ## Install, then run all tests
-	python -m pytest
+# A file's tests stay together, because they share servers.
+test: .venv/test ## Install, then run all tests, two files at a time
+	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/test ## Lint, types and the declared graph: seconds
 	ruff check
@@ -35,6 +36,9 @@ bench: .venv/test ## Measure what the line costs, as ratios
 
 schema: .venv/core ## Write params.schema.json anew from the typed sections
 	python -m pipelines.check --schema
+
+docs: .venv/core ## Write docs/reference/ anew from the docstrings and the schema
+	PYTHONPATH=. python docs/reference.py
 
 readme: .venv/core ## Write the README's table anew from the last build
 	PYTHONPATH=. python docs/readme_table.py
@@ -58,4 +62,4 @@ install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11
 .venv/test: pyproject.toml constraints.txt
 	@$(install) -e '.[team,test]' && touch .venv/core $@
 
-.PHONY: help demo ui test check bench schema readme constraints clean
+.PHONY: help demo ui test check bench schema docs readme constraints clean

@@ -1,13 +1,20 @@
-"""The papers of a bundle: a model card for people and a CycloneDX bill of materials for machines."""
+"""The model card of a bundle, for people; and how measured numbers are named and written everywhere."""
 
 from importlib import metadata
 from typing import Any
+
+from pipelines import bom
 
 UNITS = {
     "accuracy": ("accuracy", 100, "%"),
     "drop_teacher": ("drop against the teacher", 1, "points"),
     "drop_fp32": ("drop against the pruned FP32", 1, "points"),
+    "drop_worst_slice": ("drop in the slice that loses most", 1, "points"),
+    "kept_teacher": ("kept of the teacher", 100, "%"),
+    "kept_fp32": ("kept of the pruned FP32", 100, "%"),
     "agreement": ("agreement with FP32", 100, "%"),
+    "int8_share": ("multiply-adds executed in INT8", 100, "%"),
+    "calibration_overlap": ("calibration images in the test split", 1, ""),
     "size_bytes": ("size", 1e-6, "MB"),
     "compression": ("smaller than the teacher", 1, "times"),
     "load_ms": ("load", 1, "ms"),
@@ -20,6 +27,18 @@ UNITS = {
     "peak_memory_mb": ("peak memory", 1, "MiB"),
     "energy_mj": ("energy per image", 1, "mJ"),
     "images": ("test images", 1, ""),
+}
+
+
+STATED = {
+    "supplier": "Supplier",
+    "license": "License",
+    "contact": "Contact",
+    "intended_use": "Intended use",
+    "out_of_scope": "Not meant for",
+    "data": "Data",
+    "data_license": "License of the data",
+    "sensitive_data": "Sensitive data",
 }
 
 
@@ -46,19 +65,27 @@ def numbers(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def gates(verdict: dict[str, Any]) -> list[str]:
-    """Return one line for each gate: its result, and why."""
-    return [f"{gate['result']}: {gate['reason']}" for gate in verdict["gates"]]
+    """Return one line for each gate: its result, and why; and what a search says of its choice."""
+    note = [f"search: {verdict['note']}"] if "note" in verdict else []
+    return [f"{gate['result']}: {gate['reason']}" for gate in verdict["gates"]] + note
 
 
 def markdown(evidence: dict[str, Any]) -> str:
     """Return the model card."""
-    data = evidence["data"]
+    data, about = evidence["data"], evidence.get("about") or {}
+    family = f" ({evidence['family']})" if evidence.get("family") else ""
     lines = [
         f"# {evidence['project']} for {evidence['target']}",
         "",
-        f"An image model ({evidence['task']}, {len(data['classes'])} classes) in {evidence['precision']} "
+        f"An image model{family} for {evidence['task']} of {len(data['classes'])} classes, in {evidence['precision']} "
         f"for {evidence['runtime']} on {evidence['device']}. Verdict of its gates: "
         f"**{evidence['verdict']['verdict']}**.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *[f"| {name} | {about.get(key) or 'not stated'} |" for key, name in STATED.items()],
+        "",
+        "What is not stated here is for `export.about` in `params.yaml` to say.",
         "",
         "## Use",
         "`python predict.py IMAGE...` needs numpy and "
@@ -72,76 +99,44 @@ def markdown(evidence: dict[str, Any]) -> str:
         "| --- | --- |",
         *[f"| {name} | {text} |" for name, text in numbers(evidence["metrics"])],
         "",
+        *_slices(evidence["metrics"]),
         "## Gates",
         *[f"- {line}" for line in gates(evidence["verdict"])],
         "",
         "## Data",
-        f"Images: {', '.join(f'{n} {split}' for split, n in data['images'].items())}. "
-        f"Classes: {', '.join(data['classes'])}.",
+        f"Images: {', '.join(f'{n} {split}' for split, n in data['images'].items())}; {data['rejected']} left out. "
+        f"Each has {data['channels']} channel(s) of {data['bits']} bits. Classes: {', '.join(data['classes'])}.",
+        "INT8 ranges come from training images alone; the gates see to it that none of them is like a test image.",
         "",
         "## Limits",
-        "The numbers hold for images like those of the test split. A class that is not in the list above gets the "
-        "label of another one. The evidence, with all hashes, is in `evidence.json`.",
+        *[f"- {line}" for line in [*bom.limitations(evidence, about), *bom.tradeoffs(evidence["metrics"])]],
+        "",
+        "## Where it comes from",
+        "| | SHA-256 |",
+        "| --- | --- |",
+        *[f"| {name} | `{digest}` |" for name, digest in _hashes(evidence).items()],
+        "",
+        "The signature of the bundle covers this page; all evidence is in `evidence.json`, what it is made of in "
+        "`sbom.cdx.json` (CycloneDX).",
         "",
     ]
     return "\n".join(lines)
 
 
-def bom(evidence: dict[str, Any]) -> dict[str, Any]:
-    """Return the bill of materials, CycloneDX 1.6 with a model card; no time and no serial number stand in it."""
-    data = evidence["data"]
-    ref = f"{evidence['project']}.{evidence['target']}"
-    packages = [(n, v, f"pkg:pypi/{n}@{v}") for n, v in sorted(evidence["packages"].items())]
-    measured = [
-        {"type": key, "value": repr(number)}
-        for key, number in sorted(evidence["metrics"].items())
-        if isinstance(number, (int, float))
-    ]
+def _slices(metrics: dict[str, Any]) -> list[str]:
+    found = metrics.get("slices") or {}
+    if not found:
+        return []
+    rows = [f"| {name} | {100 * value:.2f} % |" for name, value in sorted(found.items(), key=lambda s: (s[1], s[0]))]
+    return ["### By slice, the worst first", "| slice | task metric |", "| --- | --- |", *rows, ""]
+
+
+def _hashes(evidence: dict[str, Any]) -> dict[str, str]:
     return {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "version": 1,
-        "metadata": {
-            "component": {
-                "type": "machine-learning-model",
-                "bom-ref": ref,
-                "name": ref,
-                "version": evidence["artifact"]["sha256"],
-                "hashes": [{"alg": "SHA-256", "content": evidence["artifact"]["sha256"]}],
-                "modelCard": {
-                    "modelParameters": {
-                        "task": evidence["task"],
-                        "datasets": [{"ref": "dataset"}],
-                        "inputs": [{"format": "image"}],
-                        "outputs": [{"format": "json"}],
-                    },
-                    "quantitativeAnalysis": {"performanceMetrics": measured},
-                },
-            }
-        },
-        "components": [
-            *[
-                {"type": "file", "bom-ref": f"file:{name}", "name": name, "hashes": [{"alg": "SHA-256", "content": h}]}
-                for name, h in sorted(evidence["artifact"]["files"].items())
-            ],
-            *[
-                {
-                    "type": "library",
-                    "bom-ref": f"pkg:pypi/{n}@{v}",
-                    "name": n,
-                    "version": v,
-                    "purl": f"pkg:pypi/{n}@{v}",
-                }
-                for n, v in sorted(evidence["packages"].items())
-            ],
-            {
-                "type": "data",
-                "bom-ref": "dataset",
-                "name": evidence["project"],
-                "version": data["sha256"],
-                "hashes": [{"alg": "SHA-256", "content": data["sha256"]}],
-            },
-        ],
-        "dependencies": [{"ref": ref, "dependsOn": [purl for *_, purl in packages]}],
+        "artifact": evidence["artifact"]["sha256"],
+        "FP32 model before quantizing": evidence["source"]["sha256"],
+        "data": evidence["data"]["sha256"],
+        "calibration images": evidence["calibration"],
+        "parameters of the target": evidence["params_sha256"],
+        "code": evidence["code"]["sha256"],
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines import evaluation, formats, models, params, prepare, runtimes, tasks, training
+from pipelines import evaluation, formats, models, params, prepare, project, runtimes, tasks, training
 from pipelines.calibrate import Calibrate
 from pipelines.check_data import Contract
 from pipelines.data import Input
@@ -27,6 +27,9 @@ SCHEMA = Path("params.schema.json")
 class Params(Section):
     """The whole of `params.yaml`."""
 
+    quantmill: str | None = Field(
+        default=None, description="In a project of its own: the code that runs the line. Other code runs it anew."
+    )
     project: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the project in the model registry.")
     task: str = Field(description="A file of pipelines/tasks/.")
     seed: int = Field(ge=0)
@@ -64,6 +67,7 @@ def check(path: Path) -> list[str]:
     except StageError as error:
         return str(error).splitlines()
     checks = [
+        lambda: _code(found.quantmill),
         lambda: tasks.load(found.task),
         lambda: prepare.source(found.data),
         lambda: models.options(found.teacher, "teacher"),
@@ -91,6 +95,15 @@ def schema() -> dict[str, Any]:
     found["$defs"]["Target"]["properties"]["gates"]["propertyNames"] = {"enum": sorted(_metrics(*tasks.names()))}
     found["properties"]["task"]["enum"] = tasks.names()
     return found
+
+
+def _code(declared: str | None) -> None:
+    """Raise StageError when another code is installed than the one that the file declares."""
+    if declared is not None and declared != (installed := project.identity()):
+        raise StageError(
+            f"params.yaml: quantmill: is {declared}, installed is {installed}; "
+            "write the installed one to run the line anew with it"
+        )
 
 
 def _target(name: str, target: Target, task: str) -> None:

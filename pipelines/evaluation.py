@@ -150,10 +150,10 @@ class TestSet:
         }
 
 
-def read(data: Path, onnx: Path) -> TestSet:
-    """Return the test split, preprocessed as `preprocess.json` says."""
+def read(data: Path, onnx: Path, split: str = "test") -> TestSet:
+    """Return the test split (or another), preprocessed as `preprocess.json` says."""
     dataset = Dataset(data)
-    task, rows = tasks.load(value("task")), dataset.rows("test")
+    task, rows = tasks.load(value("task")), dataset.rows(split)
     preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
     truth = task.truth(dataset, rows)
     return TestSet(dataset, rows, preprocess, task, truth, section("measure", Measure), value("seed"))

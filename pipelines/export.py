@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import card, images, predict, preprocess, signing, targets, tasks
+from pipelines import bom, card, images, params, predict, preprocess, signing, targets, tasks
 from pipelines.data import Dataset
 from pipelines.files import (
     copy_file,
@@ -32,11 +32,29 @@ SUMS = "SHA256SUMS"
 FORMAT = 1  # of the evidence
 
 
+SPDX = r"^[A-Za-z0-9.+()-]+( [A-Za-z0-9.+()-]+)*$"
+
+
+class About(Section):
+    """What only people know of a model. It stands in the papers of its bundles; what is left out is "not stated"."""
+
+    supplier: str | None = Field(default=None, description="Who answers for the model.")
+    license: str | None = Field(default=None, pattern=SPDX, description="SPDX: Apache-2.0, LicenseRef-Proprietary.")
+    contact: str | None = Field(default=None, description="Where questions and complaints go.")
+    intended_use: str | None = Field(default=None, description="What it is for.")
+    users: list[str] | None = Field(default=None, description="Who is meant to use it.")
+    out_of_scope: str | None = Field(default=None, description="What it must not be used for.")
+    data: str | None = Field(default=None, description="Where the images come from.")
+    data_license: str | None = Field(default=None, pattern=SPDX, description="SPDX, of the images.")
+    sensitive_data: str | None = Field(default=None, description="Such as faces or number plates; or: none.")
+
+
 class Export(Section):
     """What a bundle carries besides the model."""
 
     golden: int = Field(ge=1, le=256, description="Test images in the bundle, on which a machine proves itself.")
     golden_lost: int = Field(ge=0, description="How many of them a machine may get wrong that were right here.")
+    about: About | None = Field(default=None, description="For the model card and the bill of materials.")
 
 
 def main(
@@ -70,8 +88,11 @@ def main(
             "format": FORMAT,
             "project": value("project"),
             "target": target,
-            **settings.model_dump(include={"runtime", "precision", "device"}),
+            **settings.model_dump(include={"runtime", "device"}),
+            "precision": measured["precision"],  # a search may end in another one than was asked for
             "task": model["task"],
+            "family": params.read().get("student", {}).get("family"),
+            "about": options.about.model_dump(exclude_none=True) if options.about else {},
             "artifact": {"sha256": sha256_tree(folder / "model"), "files": files},
             "source": {"sha256": sha256_file(onnx / "pruned.onnx")},
             "data": {**dataset.info, "sha256": data_hash(data)},
@@ -86,7 +107,7 @@ def main(
         }
         write_json(folder / "evidence.json", evidence)
         (folder / "MODEL_CARD.md").write_text(card.markdown(evidence), encoding="utf-8")
-        write_json(folder / "sbom.cdx.json", card.bom(evidence))
+        write_json(folder / "sbom.cdx.json", bom.bom(evidence))
         sums = "".join(f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}\n" for p in tree(folder))
         (folder / SUMS).write_text(sums, encoding="utf-8")
         signing.sign(folder)

@@ -19,8 +19,12 @@ def main(name: str, metrics: Path, out: Path) -> None:
     """
     measured = read_json(metrics)
     verdict = judge(measured, {**always(measured), **section(f"targets.{name}", Target).gates})
+    if measured.get("chosen"):
+        verdict["note"] = measured["chosen"]
     write_json(out, verdict)
     print(f"{name}: {verdict['verdict']}")
+    if "note" in verdict:
+        print(f"  {verdict['note']}")
     for gate in verdict["gates"]:
         print(f"  {gate['result']}: {gate['reason']}")
 

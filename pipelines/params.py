@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipelines.stage import StageError
+from pipelines.stage import StageError, UnansweredError
 
 PARAMS = Path("params.yaml")
 
@@ -55,7 +55,7 @@ def read(path: Path = PARAMS) -> dict[str, Any]:
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
     except FileNotFoundError:
-        raise StageError(f"{path}: no such file; run this in the project's folder") from None
+        raise UnansweredError(f"{path}: no such file; run this in the project's folder") from None
     except UnicodeDecodeError:
         raise StageError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except yaml.YAMLError as error:

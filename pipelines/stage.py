@@ -20,6 +20,14 @@ QUIET = {
 class StageError(Exception):
     """A mistake that a person can mend. The message is one line: where, what is wrong, what to do."""
 
+    code = 1  # exit status of a `quantmill` command that ends in it
+
+
+class UnansweredError(StageError):
+    """What was asked could not be answered: a server is away, a file or a build is missing. It may be later."""
+
+    code = 3
+
 
 def quiet() -> None:
     """Turn off the telemetry of our dependencies for this process and its children."""

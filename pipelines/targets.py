@@ -17,6 +17,7 @@ class Bound(Section):
     max: float | None = None
 
 
+AIMS = ("agreement", "drop_fp32", "kept_fp32", "p50_ms", "size_bytes", "speedup")  # what a search measures
 # MLPerf Inference names its accuracy targets so: shares of the FP32 metric (mlcommons/inference_policies).
 TIERS = {"95%": 0.95, "99%": 0.99, "99.9%": 0.999}
 _TIER: Any = {"enum": list(TIERS)}
@@ -29,12 +30,19 @@ class Target(Section):
     precision: Literal["fp32", "fp16", "int8"]
     device: Literal["cpu"]
     options: dict[str, Any] = Field(description="How the runtime quantizes to INT8; empty for another precision.")
+    search: Literal["none", "fast", "thorough"] = Field(
+        description="How many schemes of INT8 are tried; none: `options` are the scheme."
+    )
+    aim: dict[str, Bound] = Field(
+        description="What a search has to reach on the validation split; empty without one. A tier as in `gates`.",
+        json_schema_extra=lambda s: s.update(additionalProperties={"anyOf": [s["additionalProperties"], _TIER]}),
+    )
     gates: dict[str, Bound] = Field(
         description="Bounds of metrics that a release must keep; for kept_fp32 and kept_teacher also a tier.",
         json_schema_extra=lambda s: s.update(additionalProperties={"anyOf": [s["additionalProperties"], _TIER]}),
     )
 
-    @field_validator("gates", mode="before")
+    @field_validator("aim", "gates", mode="before")
     @classmethod
     def _tiers(cls, gates: Any) -> Any:
         if not isinstance(gates, dict):
@@ -63,6 +71,16 @@ def check(name: str, target: Target) -> tuple[Target, ModuleType, Any]:
         raise StageError(f"params.yaml: {key}.precision: {target.runtime} has no {target.precision}; have: {have}")
     if target.precision != "int8" and target.options:
         raise StageError(f"params.yaml: {key}.options: {target.precision} takes none; write {{}}")
+    if (target.search == "none") != (not target.aim):
+        what = "a search needs one, such as {drop_fp32: {max: 0.5}}" if not target.aim else "no search; write {}"
+        raise StageError(f"params.yaml: {key}.aim: {what}")
+    if target.search != "none" and target.precision != "int8":
+        raise StageError(f"params.yaml: {key}.search: {target.precision} has one scheme; write none")
+    for metric, bound in target.aim.items():
+        if metric not in AIMS:
+            raise StageError(f"params.yaml: {key}.aim.{metric}: no search measures it; have: {', '.join(AIMS)}")
+        if bound.min is None and bound.max is None:
+            raise StageError(f"params.yaml: {key}.aim.{metric}: bounds nothing; give it a min or a max")
     options = parse(target.options, runtime.Options, f"{key}.options") if target.precision == "int8" else None
     if lacking := runtimes.missing(runtime):
         raise StageError(

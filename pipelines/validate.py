@@ -22,7 +22,8 @@ def main(
     target, runtime, _ = targets.read(name)
     test = evaluation.read(data, onnx)
     file = artifact / runtime.FILES[0]
-    precision = read_json(artifact / "quantize.json")["precision"]
+    made = read_json(artifact / "quantize.json")
+    precision = made["precision"]
     frozen = Calibration(data, calibration)
     if precision == "int8" and not any(frozen.digest.encode() in (artifact / f).read_bytes() for f in runtime.FILES):
         raise StageError(f"{artifact}: was calibrated on other images; run: dvc repro quantize@{name}")
@@ -49,6 +50,8 @@ def main(
             **measure.alone(target.runtime, file, test.shape, options),
             **test.worst_slice(pruned, found),
             "precision": precision,
+            "chosen": made.get("chosen"),
+            "kept_operators": len(made["kept"]),
             "int8_share": evaluation.int8_share(operators),
             "int8_operators": sum(o.precision == "int8" for o in operators),
             "operators": len(operators),

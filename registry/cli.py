@@ -1,216 +1,116 @@
-"""Promotes, serves, pulls and traces what the line made."""
+"""Checks, reports, promotes, serves, pulls and traces what the line made.
+
+exit status: 0 done, or the answer is yes; 1 the answer is no (a mistake in params.yaml, a gate, a signature, a refused
+promotion); 2 wrong usage; 3 it cannot be answered now (a server is away, nothing is built); 130 interrupted.
+"""
 
 import argparse
-import os
-import shlex
-import subprocess
+import importlib
+import json
 import sys
-import time
 from pathlib import Path
 
 from pipelines.stage import StageError, quiet
 
+SHELLS = ("bash", "zsh", "fish")
+
 
 def main() -> None:
-    """Run one subcommand. Ends with 1 and one line on standard error when it cannot be done."""
+    """Run one subcommand; see the exit status above. An error is one line on standard error."""
     quiet()
     arguments = parser().parse_args()
     try:
-        arguments.run(arguments)
+        # The commands are imported only now, so that `--help` answers at once.
+        command = getattr(importlib.import_module("registry.commands"), arguments.command.replace("-", "_"))
+        for answer in command(arguments):
+            print(json.dumps(answer.data, ensure_ascii=False) if arguments.json else answer.text, flush=True)
     except StageError as error:
         print(f"quantmill {arguments.command}: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(error.code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser; each subcommand's function stands in `run`."""
-    found = argparse.ArgumentParser(prog="quantmill", description=__doc__)
+    """Return the parser; each subcommand is a function of `registry.commands`."""
+    found = argparse.ArgumentParser(
+        prog="quantmill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("ui", help="start MLflow with the guard")
+    def add(name: str, text: str, answers: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(json=False)
+        if answers:
+            command.add_argument("--json", action="store_true", help="answer with one JSON object a line")
+        return command
+
+    command = add("init", "make a project for your own data, which runs at once")
+    command.add_argument("folder", type=Path, metavar="DIR", help="the new project's folder; it is made, or empty")
+    command.add_argument("--from", dest="data", type=Path, required=True, metavar="DATA", help="folder of your data")
+    command.add_argument("--project", help="name in the registry (that of DIR)")
+    command.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the model's input")
+
+    command = add("check", "say whether params.yaml is right, and which targets can run on this machine")
+    command.add_argument("file", nargs="?", type=Path, default=Path("params.yaml"), help="(params.yaml)")
+
+    command = add("report", "write the page of the last build, and say where it is")
+    command.add_argument("build", nargs="?", type=Path, default=Path("build"), help="the line's outputs (build)")
+    command.add_argument("--open", action="store_true", help="show it in the browser")
+    command.add_argument("--strict", action="store_true", help="end with 1 unless every target passed its gates")
+
+    command = add("ui", "start MLflow with the guard", answers=False)
     _address(command, 5000)
     command.add_argument("--auth", action="store_true", help="ask for names and passwords (MLflow's basic auth)")
     command.add_argument("--workers", type=int, default=1)
-    command.set_defaults(run=_ui)
 
-    command = commands.add_parser("sync", help="log into MLflow what it lacks of the last build")
+    command = add("sync", "log into MLflow what it lacks of the last build")
     command.add_argument("build", nargs="?", type=Path, default=Path("build"), help="the line's outputs (build)")
-    command.set_defaults(run=_sync)
 
-    command = commands.add_parser("promote", help="put a version into production")
+    command = add("promote", "put a version into production")
     command.add_argument("model", help="PROJECT.TARGET")
     command.add_argument("version", help="a number or an alias, such as candidate")
-    command.set_defaults(run=_promote)
 
-    command = commands.add_parser("rollback", help="put back the version that served before")
+    command = add("rollback", "put back the version that served before")
     command.add_argument("model", help="PROJECT.TARGET")
-    command.set_defaults(run=_rollback)
 
-    command = commands.add_parser("reconcile", help="make what serves here follow the alias production")
+    command = add("reconcile", "make what serves here follow the alias production")
     command.add_argument("models", nargs="*", metavar="MODEL", help="PROJECT.TARGET (all of the project)")
     command.add_argument("--every", type=float, metavar="SECONDS", help="again and again")
-    command.set_defaults(run=_reconcile)
 
-    command = commands.add_parser("serve", help="answer prediction requests with the production version")
+    command = add("serve", "answer prediction requests with the production version", answers=False)
     command.add_argument("model", help="PROJECT.TARGET")
     _address(command, 8000)
     command.add_argument("--threads", type=int, default=1, help="of the runtime")
-    command.set_defaults(run=_serve)
 
-    command = commands.add_parser("pull", help="fetch and verify a bundle")
+    command = add("pull", "fetch and verify a bundle")
     command.add_argument("project")
     command.add_argument("--target", required=True)
     command.add_argument("--version", default="production", help="a number or an alias (production)")
     command.add_argument("--out", type=Path, help="folder (PROJECT.TARGET)")
-    command.set_defaults(run=_pull)
 
-    command = commands.add_parser("trace", help="say where a file or a bundle comes from")
+    command = add("trace", "say where a file or a bundle comes from")
     command.add_argument("file", type=Path)
-    command.set_defaults(run=_trace)
 
-    command = commands.add_parser("webhook", help="receive MLflow's webhooks and reconcile at once")
+    command = add("webhook", "receive MLflow's webhooks and reconcile at once", answers=False)
     _address(command, 8001)
     command.add_argument("--url", help="tell MLflow to deliver to this address")
     command.add_argument("--exec", metavar="COMMAND", help="run this instead, e.g. 'prefect deployment run …'")
-    command.set_defaults(run=_webhook)
 
-    command = commands.add_parser("grant", help="say who may promote, and who may only look")
+    command = add("grant", "say who may promote, and who may only look")
     command.add_argument("user")
     command.add_argument("role", choices=["look", "promote"])
-    command.set_defaults(run=_grant)
 
-    command = commands.add_parser("key", help="print the public key with which bundles are signed here")
-    command.set_defaults(run=_key)
+    add("key", "print the public key with which bundles are signed here")
+
+    command = add("completion", "print what a shell needs to complete this command", answers=False)
+    command.add_argument("shell", choices=SHELLS)
     return found
 
 
 def _address(command: argparse.ArgumentParser, port: int) -> None:
     command.add_argument("--host", default="127.0.0.1")
     command.add_argument("--port", type=int, default=port)
-
-
-def _ui(arguments: argparse.Namespace) -> None:
-    from registry import ui
-
-    ui.run(arguments.host, arguments.port, arguments.auth, arguments.workers)
-
-
-def _sync(arguments: argparse.Namespace) -> None:
-    from registry import register, variants
-
-    print(register.sync(variants.read(arguments.build)))
-
-
-def _promote(arguments: argparse.Namespace) -> None:
-    from registry import promote
-
-    _report([promote.promote(arguments.model, arguments.version)])
-
-
-def _rollback(arguments: argparse.Namespace) -> None:
-    from registry import promote
-
-    _report([promote.rollback(arguments.model)])
-
-
-def _reconcile(arguments: argparse.Namespace) -> None:
-    from registry import reconcile
-
-    if not arguments.every:
-        _report(reconcile.reconcile(arguments.models))
-        return
-    while True:
-        try:
-            for outcome in reconcile.reconcile(arguments.models):
-                if outcome.action not in ("unchanged", "nothing"):
-                    print(_line(outcome), flush=True)
-        except StageError as error:
-            print(f"quantmill reconcile: {error}", file=sys.stderr, flush=True)
-        time.sleep(arguments.every)
-
-
-def _serve(arguments: argparse.Namespace) -> None:
-    from registry import serve
-
-    serve.run(arguments.model, arguments.host, arguments.port, arguments.threads)
-
-
-def _pull(arguments: argparse.Namespace) -> None:
-    from registry import pull
-
-    print(pull.pull(arguments.project, arguments.target, arguments.version, arguments.out))
-
-
-def _trace(arguments: argparse.Namespace) -> None:
-    from registry import trace
-
-    rows, holds = trace.trace(arguments.file)
-    for name, value in rows:
-        print(f"{name:12} {value}")
-    if not holds:
-        raise StageError(f"{arguments.file}: no signature vouches for it")
-
-
-def _webhook(arguments: argparse.Namespace) -> None:
-    import uvicorn
-
-    from registry import promote, webhook
-
-    secret = os.environ.get(webhook.SECRET, "")
-    if len(secret) < 16:
-        raise StageError(f"set {webhook.SECRET} to a secret of 16 characters or more")
-    if arguments.url:
-        webhook.announce(promote.connect(), arguments.url, secret)
-    app = webhook.create_app(secret, _run(shlex.split(arguments.exec)) if arguments.exec else _reconcile_quietly)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
-
-
-def _run(command: list[str]):  # type: ignore[no-untyped-def]
-    def work() -> None:
-        done = subprocess.run(command)
-        if done.returncode:
-            print(f"quantmill webhook: {command[0]} ended with {done.returncode}", file=sys.stderr, flush=True)
-
-    return work
-
-
-def _reconcile_quietly() -> None:
-    from registry import reconcile
-
-    try:
-        _report(reconcile.reconcile(), strict=False)
-    except StageError as error:
-        print(f"quantmill webhook: {error}", file=sys.stderr, flush=True)
-
-
-def _grant(arguments: argparse.Namespace) -> None:
-    from registry import reconcile, ui
-
-    password = os.environ.get("QUANTMILL_NEW_PASSWORD", "")
-    print(ui.grant(arguments.user, arguments.role, password, reconcile.names()))
-
-
-def _key(_: argparse.Namespace) -> None:
-    from pipelines import signing
-
-    key = signing.key_path()
-    signing.make_key(key)
-    print(signing.public_path(key).read_text(), end="")
-
-
-def _line(outcome) -> str:  # type: ignore[no-untyped-def]
-    serves = f"version {outcome.version} serves" if outcome.version else "nothing serves"
-    return f"{outcome.model}: {outcome.action}; {serves}" + (f"; {outcome.reason}" if outcome.reason else "")
-
-
-def _report(outcomes, strict: bool = True) -> None:  # type: ignore[no-untyped-def]
-    for outcome in outcomes:
-        print(_line(outcome), flush=True)
-    refused = [o for o in outcomes if o.action == "refused"]
-    if refused and strict:
-        raise StageError(refused[0].reason)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines.stage import StageError
+from pipelines.stage import StageError, UnansweredError
 from registry import bundles, evidence, state, tracking
 from registry.reconcile import PRODUCTION, Outcome, reconcile
 
@@ -44,7 +44,7 @@ def rollback(model: str) -> Outcome:
 def connect() -> Any:
     """Return an MlflowClient. Raises StageError when the server does not answer."""
     if not tracking.reachable():
-        raise StageError(f"MLflow at {tracking.uri()} does not answer; set MLFLOW_TRACKING_URI, or start it")
+        raise UnansweredError(f"MLflow at {tracking.uri()} does not answer; set MLFLOW_TRACKING_URI, or start it")
     return tracking.client()
 
 

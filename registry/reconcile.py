@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines import params
 from pipelines.files import read_json
-from pipelines.stage import StageError
+from pipelines.stage import StageError, UnansweredError
 from registry import bundles, evidence, notes, state, tracking
 from registry.state import Release, State
 
@@ -44,12 +44,12 @@ def reconcile(models: Sequence[str] | None = None) -> list[Outcome]:
     from requests import RequestException
 
     if not tracking.reachable():
-        raise StageError(f"MLflow at {tracking.uri()} does not answer; what serves goes on")
+        raise UnansweredError(f"MLflow at {tracking.uri()} does not answer; what serves goes on")
     try:
         client = tracking.client()
         return [_follow(client, model) for model in models or names()]
     except (MlflowException, RequestException) as error:
-        raise StageError(f"MLflow at {tracking.uri()} failed: {_line(error)}; what serves goes on") from error
+        raise UnansweredError(f"MLflow at {tracking.uri()} failed: {_line(error)}; what serves goes on") from error
 
 
 def names() -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import card
-from pipelines.files import read_json, write_json
+from pipelines.files import read_json, sha256_file, write_json
 from pipelines.params import value
 from pipelines.stage import run
 from registry import tracking, variants
@@ -61,11 +61,14 @@ def sync(found: list[Variant], patience: float = PATIENCE) -> str:
                 if time.monotonic() > end:
                     return f"register: MLflow at {tracking.uri()} is slow, {new} variants logged; {later}"
                 if variant.record not in known:
-                    known[variant.record] = (*_log(client, experiment, variant), variant.measured)
+                    known[variant.record] = (*_log(client, experiment, variant), variant.measured, "")
                     new += 1
-                run_id, model_id, measured = known[variant.record]
+                run_id, model_id, measured, report = known[variant.record]
                 if measured != variant.measured:
                     _log_metrics(client, run_id, model_id, variant)
+                if variant.report and report != (page := sha256_file(variant.report)):
+                    client.log_artifact(run_id, str(variant.report), "report")
+                    client.set_tag(run_id, f"{TAG}.report", page)
                 if variant.bundle:
                     _version(client, variant, (run_id, model_id))
     except (MlflowException, RequestException, OSError) as error:
@@ -73,17 +76,17 @@ def sync(found: list[Variant], patience: float = PATIENCE) -> str:
     return f"register: {new} of {len(found)} variants were new to MLflow"
 
 
-def _known(client: Any, experiment: str) -> dict[str, tuple[str, str, str]]:
-    """Return record -> run id, logged model id and hash of the metrics; delete what an interrupted run left."""
-    known: dict[str, tuple[str, str, str]] = {}
+def _known(client: Any, experiment: str) -> dict[str, tuple[str, str, str, str]]:
+    """Return record -> run id, logged model id, hashes of metrics and report; delete what an interrupted run left."""
+    known: dict[str, tuple[str, str, str, str]] = {}
     token = None
     while True:
         page = client.search_runs([experiment], f"tags.`{TAG}.record` != ''", page_token=token)
         for found in page:
             tags = found.data.tags
             if found.info.status == "FINISHED" and f"{TAG}.model" in tags:
-                logged = found.info.run_id, tags[f"{TAG}.model"], tags.get(f"{TAG}.measured", "")
-                known[tags[f"{TAG}.record"]] = logged
+                hashes = (tags.get(f"{TAG}.{name}", "") for name in ("measured", "report"))
+                known[tags[f"{TAG}.record"]] = (found.info.run_id, tags[f"{TAG}.model"], *hashes)
             else:
                 client.delete_run(found.info.run_id)
         token = page.token
@@ -118,6 +121,10 @@ def _log(client: Any, experiment: str, variant: Variant) -> tuple[str, str]:
         client.log_batch(run_id, params=parameters[start : start + 100])
     for plot in variant.plots:
         client.log_artifact(run_id, str(plot), "plots")
+    if variant.tried:
+        # A table, so that the runs page shows it: one column for each key, one row for each scheme.
+        table = {k: [row[k] for row in variant.tried] for k in variant.tried[0]}
+        client.log_table(run_id, table, "search.json")
     client.log_batch(run_id, tags=[RunTag(f"{TAG}.model", model_id)])
     client.set_terminated(run_id, "FINISHED")
     return run_id, model_id

@@ -6,14 +6,14 @@ from typing import Any
 
 from pipelines import card, signing
 from pipelines.files import sha256_file
-from pipelines.stage import StageError
+from pipelines.stage import StageError, UnansweredError
 from registry import evidence, tracking
 
 
 def trace(path: Path) -> tuple[list[tuple[str, str]], bool]:
     """Return what is known of a file or a bundle, as (name, value), and whether a signature vouches for it."""
     if not path.exists():
-        raise StageError(f"{path}: no such file")
+        raise UnansweredError(f"{path}: no such file")
     bundle = next((p for p in (path, *path.resolve().parents) if (p / "SHA256SUMS").is_file()), None)
     rows: list[tuple[str, str]] = [("file", str(path))]
     if path.is_file():

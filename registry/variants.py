@@ -23,6 +23,7 @@ class Variant:
     """A model of the line: an FP32 variant with its `onnx` file, or a target with its `bundle`.
 
     `files` holds the SHA-256 of the files that somebody may find without the rest, and ask where they come from.
+    `report` is the page of the build that it is part of.
     """
 
     name: str
@@ -34,10 +35,12 @@ class Variant:
     curves: tuple[dict[str, str], ...]
     plots: tuple[Path, ...]
     files: tuple[str, ...]
+    report: Path | None = None
     onnx: Path | None = None
     bundle: Path | None = None
     bundle_hash: str | None = None
     verdict: str | None = None
+    tried: tuple[dict[str, Any], ...] = ()  # by the search of its scheme
 
     @property
     def record(self) -> str:
@@ -76,6 +79,7 @@ def _fp32(build: Path, name: str, data: str) -> Variant:
         curves=curves,
         plots=(),
         files=(sha256_file(folder / "model.safetensors"), sha256_file(build / "onnx" / f"{name}.onnx")),
+        report=_report(build),
         onnx=build / "onnx" / f"{name}.onnx",
     )
 
@@ -93,10 +97,23 @@ def _target(build: Path, bundle: Path, data: str) -> Variant:
         curves=(),
         plots=tuple(sorted((build / "calibration").glob("**/*.png"))),
         files=tuple(evidence["artifact"]["files"].values()),
+        report=_report(build),
         bundle=bundle,
         bundle_hash=sha256_file(bundle / "SHA256SUMS"),
         verdict=evidence["verdict"]["verdict"],
+        tried=tuple(_tried(row) for row in read_json(bundle / "quantize.json").get("tried", [])),
     )
+
+
+def _tried(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the search with plain values alone, as a table takes it."""
+    options = " ".join(f"{k}={v}" for k, v in sorted(row["options"].items()))
+    return {**row, "options": options, "kept": " ".join(row["kept"])}
+
+
+def _report(build: Path) -> Path | None:
+    page = build / "report" / "index.html"
+    return page if page.is_file() else None
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

@@ -11,21 +11,20 @@ from tests import line
 pytestmark = pytest.mark.slow
 TARGETS = ["openvino-fp16", "openvino-int8", "onnxruntime-int8"]
 # What is measured, and what holds a measurement, differs from build to build; all else must not.
-MEASURED = ("build/baseline", "build/metrics/", "build/verdicts/", "build/bundles/", "build/register.json")
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    root = line.copy(tmp_path_factory.mktemp("line"))
-    done = line.run(root, "dvc", "repro")
-    line.run(root, "git", "add", "dvc.lock")
-    return root, done
+MEASURED = (
+    "build/baseline",
+    "build/metrics/",
+    "build/verdicts/",
+    "build/bundles/",
+    "build/report",
+    "build/register.json",
+)
 
 
 @pytest.fixture
-def project(built):
+def project(built_line):
     """The built project as it was: what a test before changed is taken back, from DVC's run cache."""
-    root = built[0]
+    root = built_line[0]
     line.run(root, "git", "checkout", "--", "params.yaml")
     line.run(root, "dvc", "repro")
     return root
@@ -44,11 +43,11 @@ def after(*heads: str, targets=TARGETS) -> set[str]:
     return {f"{h}@{t}" for h in heads if h in per_target for t in targets} | {h for h in heads if h not in per_target}
 
 
-def test_ends_with_every_variant_in_the_table(built):
-    root, done = built
+def test_ends_with_every_variant_in_the_table(built_line):
+    root, done = built_line
     assert set(line.executed(done)) == after(
         "check", "prepare", "check_data", "train", "distill", "prune", "convert", "baseline", "calibrate",
-        "quantize", "validate", "judge", "export", "register",
+        "quantize", "validate", "judge", "export", "report", "register",
     )  # fmt: skip
     table = line.run(root, "python", "-m", "pipelines.summary", "build").stdout
     for variant in ["teacher-fp32", "student-fp32", "pruned-fp32", *TARGETS]:
@@ -79,7 +78,7 @@ def test_a_gate_is_judged_anew_without_measuring_and_mlflow_may_be_down(project)
         listener.bind(("127.0.0.1", 0))
         down = f"http://127.0.0.1:{listener.getsockname()[1]}"
         done = line.run(project, "dvc", "repro", MLFLOW_TRACKING_URI=down)
-    assert set(line.executed(done)) == after("check", "judge", "export", "register", targets=[target])
+    assert set(line.executed(done)) == after("check", "judge", "export", "report", "register", targets=[target])
     assert "does not answer; the results are safe; `quantmill sync`" in done.stdout
     verdict = json.loads((project / f"build/verdicts/{target}.json").read_text())
     assert verdict["verdict"] == "failed" and "at least 1e+06 is wanted" in str(verdict["gates"])
@@ -90,14 +89,24 @@ def test_a_gate_is_judged_anew_without_measuring_and_mlflow_may_be_down(project)
 def test_settings_of_one_target_touch_that_target_only(project):
     target = "onnxruntime-int8"
     line.change(project, {"targets": {target: {"options": {"ranges": "percentile"}}}})
-    stages = after("check", "quantize", "validate", "judge", "export", "register", targets=[target])
+    stages = after("check", "quantize", "validate", "judge", "export", "report", "register", targets=[target])
     assert set(line.executed(line.run(project, "dvc", "repro"))) == stages
 
 
 def test_the_prune_ratio_leaves_train_and_distill_alone(project):
     line.change(project, {"prune": {"ratio": 0.5}})
     assert set(line.executed(line.run(project, "dvc", "repro"))) == after(
-        "check", "prune", "convert", "baseline", "calibrate", "quantize", "validate", "judge", "export", "register"
+        "check",
+        "prune",
+        "convert",
+        "baseline",
+        "calibrate",
+        "quantize",
+        "validate",
+        "judge",
+        "export",
+        "report",
+        "register",
     )
 
 

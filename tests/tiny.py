@@ -25,6 +25,8 @@ targets:
     precision: fp32
     device: cpu
     options: {}
+    search: none
+    aim: {}
     gates: {drop_fp32: {max: 0.5}}
 """
 TARGET = "onnxruntime-fp32"
@@ -42,6 +44,7 @@ METRICS = {
     "p50_ms": 0.05,
     "energy_mj": None,
     "images": 540,
+    "precision": "fp32",
 }
 
 

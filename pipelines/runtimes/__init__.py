@@ -5,8 +5,12 @@ Each module has:
 - `PACKAGES`, the import names it needs; `PRECISIONS`, what it can make; `FILES`, an artifact's files, the one to
   load first;
 - `Options(Section)`, what stands in `targets.T.options` of an INT8 target;
-- `quantize(source, calibration, precision, options, out) -> dict`: makes the artifact in the folder `out` from an
-  FP32 ONNX file (`calibration` and `options` are None unless the precision is `int8`), and says what was done;
+- `candidates(options, search) -> list[Options]`: the schemes that a search tries (`fast` or `thorough`), the declared
+  one first, then from the likeliest on;
+- `quantize(source, calibration, precision, options, out, keep=()) -> dict`: makes the artifact in the folder `out` from
+  an FP32 ONNX file (`calibration` and `options` are None unless the precision is `int8`), and says what was done; the
+  operators named in `keep` stay in float;
+- `quantized(artifact) -> list[str]`: the operators of an INT8 artifact that `keep` can name;
 - `operators(artifact, shape) -> list[Operator]`: what the runtime really executes for one image of `shape`, C, H, W:
   every convolution and matrix product, its multiply-adds, and the precision of the kernel that ran it;
 - `load(artifact, threads)`: returns a function from a batch, float32 N x C x H x W, to a list of output arrays. It

@@ -1,38 +1,67 @@
 """ONNX Runtime: x86 and Arm CPUs. INT8 as QDQ by its own quantizer, with ranges from our calibration table."""
 
+import itertools
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipelines.calibration import Calibration
 from pipelines.params import Section
 from pipelines.runtimes import Operator
 
 PACKAGES = ("onnxruntime",)
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.onnx",)
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip")  # without the last two, fusion with them is lost
 
 
 class Options(Section):
-    """How ONNX Runtime quantizes: unsigned activations, signed weights."""
+    """How ONNX Runtime quantizes: signed weights, and of activations, ranges, signedness and operators."""
 
     ranges: Literal["minmax", "percentile", "entropy", "mse"]
     per_channel: bool
+    activations: Literal["u8", "s8"] = Field(description="s8 is symmetric: slow on x86, fast on Arm.")
+    operators: Literal["all", "linear"] = Field(description="Everything, or convolutions and matrix products alone.")
+    reduce_range: bool = Field(description="7-bit weights, for a CPU without VNNI, which saturates.")
+
+
+def candidates(options: Options, search: str) -> list[Options]:
+    """Return the schemes to try, the declared one first: one thing changed at a time, or (thorough) all together."""
+    # Per-tensor weights and s8 activations win nothing here; who needs them declares them.
+    ranges: tuple[Any, ...] = ("minmax", "percentile", "mse", "entropy")
+    found = [options]
+    if search == "fast":
+        found += [options.model_copy(update={"ranges": r}) for r in ranges]
+        found += [options.model_copy(update={"operators": o}) for o in ("all", "linear")]
+    else:
+        for operators, reduce_range, each in itertools.product(("all", "linear"), (False, True), ranges):
+            change = {"operators": operators, "reduce_range": reduce_range, "ranges": each, "per_channel": True}
+            found.append(options.model_copy(update=change))
+    return list(dict.fromkeys(found))
 
 
 def quantize(
-    source: Path, calibration: Calibration | None, precision: str, options: Options | None, out: Path
+    source: Path,
+    calibration: Calibration | None,
+    precision: str,
+    options: Options | None,
+    out: Path,
+    keep: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `model.onnx` of an FP32 ONNX model in `precision`."""
     out.mkdir(parents=True, exist_ok=True)
     target = out / FILES[0]
     if precision == "fp32":
         shutil.copyfile(source, target)
+        return {"quantizer": "none"}
+    if precision == "fp16":
+        _halve(source, target)
         return {"quantizer": "none"}
     assert calibration is not None and options is not None
     import onnx
@@ -43,6 +72,7 @@ def quantize(
     with tempfile.TemporaryDirectory() as folder:
         prepared, ranges = Path(folder) / "prepared.onnx", Path(folder) / "ranges.json"
         quant_pre_process(source, prepared)
+        _name_nodes(prepared)
         method = quantization.CalibrationMethod.MinMax  # what the table holds are ranges, whoever chose them
         found = {name: row[options.ranges] for name, row in calibration.activations.items()}
         table = {
@@ -53,17 +83,33 @@ def quantize(
             prepared,
             target,
             quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,  # s8 activations are slow on x86
+            op_types_to_quantize=list(LINEAR) if options.operators == "linear" else None,
+            activation_type=quantization.QuantType["QUInt8" if options.activations == "u8" else "QInt8"],
             weight_type=quantization.QuantType.QInt8,
             per_channel=options.per_channel,
+            reduce_range=options.reduce_range,
+            nodes_to_exclude=list(keep),
             calibrate_method=method,
             calibration_cache_path=ranges,
+            extra_options={"ActivationSymmetric": options.activations == "s8"},
         )
     proto = onnx.load(target)
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, {"quantmill_calibration": calibration.digest})
     target.write_bytes(proto.SerializeToString(deterministic=True))
     return {"quantizer": "onnxruntime", **options.model_dump()}
+
+
+def quantized(artifact: Path) -> list[str]:
+    """Return the names of the operators of an INT8 artifact that take quantized inputs, in the order of the graph."""
+    import onnx
+
+    graph = onnx.load(artifact).graph
+    made = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    # Weights are dequantized too: an operator is quantized when its first input is.
+    return [
+        n.name for n in graph.node if n.op_type not in ("QuantizeLinear", "DequantizeLinear") and n.input[0] in made
+    ]
 
 
 def load(artifact: Path, threads: int) -> Callable[[NDArray[np.float32]], list[NDArray[Any]]]:
@@ -120,3 +166,34 @@ def operators(artifact: Path, shape: list[int]) -> list[Operator]:
         precision = "int8" if "Integer" in kind or "Dynamic" in kind else precision
         found.append(Operator(name, kind, precision, math.prod(output) * each))
     return found
+
+
+def _halve(source: Path, target: Path) -> None:
+    """Store the weights in FP16 and compute in FP32, which is what a CPU is fast in: each is widened once, at load."""
+    import onnx
+
+    proto = onnx.load(source)
+    widen = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            name = tensor.name
+            # Past the largest finite FP16 a weight would become infinite.
+            values = np.clip(onnx.numpy_helper.to_array(tensor), -65504, 65504).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, f"{name}:fp16"))
+            widen.append(
+                onnx.helper.make_node("Cast", [f"{name}:fp16"], [name], f"{name}:cast", to=onnx.TensorProto.FLOAT)
+            )
+    nodes = [*widen, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    target.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _name_nodes(path: Path) -> None:
+    """Name nameless nodes after what they give: only an operator with a name can be kept from INT8."""
+    import onnx
+
+    proto = onnx.load(path)
+    for node in proto.graph.node:
+        node.name = node.name or f"{node.output[0]}:{node.op_type}"
+    onnx.save(proto, path)

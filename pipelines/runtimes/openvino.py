@@ -1,12 +1,14 @@
 """OpenVINO: x86 CPU, Intel GPU and NPU. INT8 by NNCF post-training quantization."""
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipelines.calibration import Calibration
 from pipelines.params import Section
@@ -15,17 +17,55 @@ from pipelines.runtimes import Operator
 PACKAGES = ("openvino", "nncf")
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.xml", "model.bin")
+# These pass INT8 on as it is: NNCF puts no FakeQuantize behind them.
+CARRY: tuple[str, ...] = (
+    "Concat",
+    "DepthToSpace",
+    "Gather",
+    "MaxPool",
+    "Pad",
+    "Reshape",
+    "ShuffleChannels",
+    "Split",
+    "Squeeze",
+)
+CARRY += ("StridedSlice", "Transpose", "Unsqueeze", "VariadicSplit")
 
 
 class Options(Section):
     """How NNCF quantizes for OpenVINO."""
 
-    preset: Literal["performance", "mixed"]
-    bias_correction: Literal["fast", "full"]
+    preset: Literal["performance", "mixed"] = Field(description="mixed: asymmetric activations.")
+    bias_correction: Literal["off", "fast", "full"]
+    ranges: Literal["mean_minmax", "minmax", "mean_no_outliers_minmax", "histogram"]
+    smooth_quant: bool = Field(description="Move the range of activations into the weights of convolutions too.")
+
+
+def candidates(options: Options, search: str) -> list[Options]:
+    """Return the schemes to try, the declared one first: one thing changed at a time, or (thorough) all together."""
+    presets: tuple[Any, ...] = ("performance", "mixed")
+    ranges: tuple[Any, ...] = ("mean_minmax", "mean_no_outliers_minmax", "minmax", "histogram")
+    found = [options]
+    if search == "fast":
+        found += [options.model_copy(update={"preset": p}) for p in presets]
+        found += [options.model_copy(update={"ranges": r}) for r in ranges[:2]]
+        found += [options.model_copy(update={"smooth_quant": True})]
+    else:
+        for preset, correction, each, smooth in itertools.product(
+            presets, ("fast", "off", "full"), ranges, (False, True)
+        ):
+            change = {"preset": preset, "bias_correction": correction, "ranges": each, "smooth_quant": smooth}
+            found.append(options.model_copy(update=change))
+    return list(dict.fromkeys(found))
 
 
 def quantize(
-    source: Path, calibration: Calibration | None, precision: str, options: Options | None, out: Path
+    source: Path,
+    calibration: Calibration | None,
+    precision: str,
+    options: Options | None,
+    out: Path,
+    keep: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `model.xml` and `model.bin` of an FP32 ONNX model in `precision`.
 
@@ -39,14 +79,26 @@ def quantize(
     if precision == "int8":
         assert calibration is not None and options is not None
         import nncf
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         nncf.set_log_level(30)
+        _rename(model)
+        ranges = getattr(RangeEstimatorParametersSet, options.ranges.upper())
         model = nncf.quantize(
             model,
             nncf.Dataset(calibration.inputs()),
             preset=nncf.QuantizationPreset(options.preset),
             subset_size=len(calibration),
-            fast_bias_correction=options.bias_correction == "fast",
+            fast_bias_correction=options.bias_correction != "full",
+            ignored_scope=nncf.IgnoredScope(names=list(keep), validate=False) if keep else None,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                disable_bias_correction=options.bias_correction == "off",
+                activations_range_estimator_params=ranges,
+                # NNCF's own strengths: 0.15 for convolutions, and for matrix products those of its transformer type.
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(
+                    convolution=0.15 if options.smooth_quant else -1, matmul=0.95 if options.smooth_quant else -1
+                ),
+            ),
         )
         model.set_rt_info(calibration.digest, "quantmill_calibration")
         done = {"quantizer": "nncf", **options.model_dump()}
@@ -54,6 +106,22 @@ def quantize(
     out.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, out / FILES[0], compress_to_fp16=precision == "fp16")
     return done
+
+
+def quantized(artifact: Path) -> list[str]:
+    """Return the names of the operators of an INT8 artifact that take quantized inputs, in the order of the graph."""
+    import openvino
+
+    found, carried = [], set()
+    for operation in openvino.Core().read_model(artifact).get_ordered_ops():
+        name, kind = operation.get_friendly_name(), operation.get_type_name()
+        sources = [i.get_source_output().get_node() for i in operation.inputs()]
+        int8 = any(s.get_type_name() == "FakeQuantize" or s.get_friendly_name() in carried for s in sources)
+        if int8 and kind not in ("FakeQuantize", "Result"):
+            found.append(name)
+            if kind in CARRY:
+                carried.add(name)
+    return found
 
 
 def load(artifact: Path, threads: int) -> Callable[[NDArray[np.float32]], list[NDArray[Any]]]:

@@ -15,11 +15,14 @@ from tests.flows import servers
 
 pytestmark = pytest.mark.slow
 BUCKET = "line"
-INT8 = {"runtime": "openvino", "precision": "int8", "device": "cpu", "gates": {"drop_fp32": {"max": 100}}}
+INT8 = {"runtime": "openvino", "precision": "int8", "device": "cpu"}
+INT8 |= {"search": "none", "aim": {}, "gates": {"drop_fp32": {"max": 100}}}
+NNCF = {"ranges": "mean_minmax", "smooth_quant": False}
+ORT = {"activations": "u8", "operators": "all", "reduce_range": False}
 TARGETS = {
-    **{f"openvino-{n}": {**INT8, "options": {"preset": p, "bias_correction": b}} for n, p, b in (
+    **{f"openvino-{n}": {**INT8, "options": {"preset": p, "bias_correction": b, **NNCF}} for n, p, b in (
         ("one", "performance", "fast"), ("two", "mixed", "fast"), ("three", "mixed", "full"))},
-    **{f"onnxruntime-{n}": {**INT8, "runtime": "onnxruntime", "options": {"ranges": r, "per_channel": c}}
+    **{f"onnxruntime-{n}": {**INT8, "runtime": "onnxruntime", "options": {"ranges": r, "per_channel": c, **ORT}}
        for n, r, c in (("one", "minmax", True), ("two", "minmax", False), ("three", "percentile", True))},
 }  # fmt: skip
 

@@ -72,6 +72,22 @@ def test_the_schema_takes_the_file_and_refuses_a_typo():
             lambda p: p["targets"]["openvino-int8"]["gates"].update(accuracy={}),
             "targets.openvino-int8.gates.accuracy: bounds nothing; give it a min or a max",
         ),
+        (
+            lambda p: p["targets"]["openvino-int8"].update(search="fast"),
+            "targets.openvino-int8.aim: a search needs one, such as {drop_fp32: {max: 0.5}}",
+        ),
+        (
+            lambda p: p["targets"]["openvino-int8"].update(aim={"drop_fp32": {"max": 0.5}}),
+            "targets.openvino-int8.aim: no search; write {}",
+        ),
+        (
+            lambda p: p["targets"]["openvino-int8"].update(search="fast", aim={"accuracy": {"min": 0.5}}),
+            "targets.openvino-int8.aim.accuracy: no search measures it; have: agreement, drop_fp32",
+        ),
+        (
+            lambda p: p["targets"]["openvino-fp16"].update(search="fast", aim={"drop_fp32": {"max": 0.5}}),
+            "targets.openvino-fp16.search: fp16 has one scheme; write none",
+        ),
     ],
 )
 def test_each_mistake_is_one_line_with_file_key_and_fix(tmp_path, change, message):

@@ -73,8 +73,8 @@ def test_what_is_no_tier_is_told(gates):
 
 
 def target(gates):
-    entry = {"runtime": "openvino", "precision": "int8", "device": "cpu", "options": {}, "gates": gates}
-    return parse(entry, Target, "targets.t")
+    entry = {"runtime": "openvino", "precision": "int8", "device": "cpu", "options": {}, "search": "none", "aim": {}}
+    return parse({**entry, "gates": gates}, Target, "targets.t")
 
 
 def test_what_is_called_int8_must_be_int8_and_calibrated_on_other_images():

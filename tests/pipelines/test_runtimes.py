@@ -15,8 +15,19 @@ from tests import line
 from tests.pipelines.test_models import OPTIONS
 
 OPTIONS_OF = {
-    "openvino": {"preset": "performance", "bias_correction": "fast"},
-    "onnxruntime": {"ranges": "minmax", "per_channel": True},
+    "openvino": {
+        "preset": "performance",
+        "bias_correction": "fast",
+        "ranges": "mean_minmax",
+        "smooth_quant": False,
+    },
+    "onnxruntime": {
+        "ranges": "minmax",
+        "per_channel": True,
+        "activations": "u8",
+        "operators": "all",
+        "reduce_range": False,
+    },
 }
 EVERY = [(r, p) for r in runtimes.names() for p in runtimes.load(r).PRECISIONS]
 

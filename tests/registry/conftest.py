@@ -129,20 +129,6 @@ def plain(built, tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's Chromium, headless."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium on this machine; install it to drive the MLflow UI: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
-
-
 @contextmanager
 def command(project: Path, *words: str, ready: str = "", **env: str):
     """Run `quantmill WORDS` in a project until the block ends; `ready` is an address that answers when it is up."""

@@ -2,7 +2,11 @@
 
 import json
 import time
+from pathlib import Path
 
+import pytest
+
+from pipelines.files import write_json
 from registry import register, tracking, variants
 from tests.tiny import MODEL, TARGET, export
 
@@ -29,6 +33,19 @@ def test_registers_each_variant_and_version_once(project):
     assert version.tags["quantmill.verdict"] == "passed" and "**passed**" in version.description
     assert register.sync(variants.read(build)) == "register: 0 of 4 variants were new to MLflow"
     assert len(client.search_runs([experiment])) == 4 and len(client.search_model_versions(f"name='{MODEL}'")) == 1
+
+
+def test_what_a_search_tried_is_a_table_of_the_run(project):
+    build = project / "build"
+    row = {"precision": "int8", "options": {"a": 1}, "kept": ["x", "y"], "drop_fp32": 0.5, "speedup": 1.5}
+    write_json(build / "targets" / TARGET / "quantize.json", {"tried": [row, {**row, "speedup": 2.0}]})
+    export(project)
+    register.main(build, build / "register.json")
+    client = tracking.client()
+    (run,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id], f"run_name = '{TARGET}'")
+    table = client.load_table(run.info.experiment_id, "search.json", [run.info.run_id])
+    assert table["speedup"].tolist() == [1.5, 2.0]
+    assert set(table["options"]) == {"a=1"} and set(table["kept"]) == {"x y"}
 
 
 def test_another_verdict_is_another_version_and_candidate_stays(project):
@@ -97,3 +114,20 @@ def test_weights_that_are_measured_anew_or_whose_gates_change_keep_their_run(pro
     runs = {r.info.run_name: r for r in client.search_runs([experiment])}
     assert len(runs) == 4 and runs["teacher"].data.metrics["p50_ms"] == 0.07
     assert [m.value for m in client.get_metric_history(runs["teacher"].info.run_id, "p50_ms")] == [0.05, 0.07]
+
+
+def test_the_report_of_the_build_is_an_artifact_of_its_runs_once(project, monkeypatch):
+    build = project / "build"
+    (build / "report").mkdir()
+    (build / "report" / "index.html").write_text("<!doctype html><title>one</title>")
+    register.main(build, build / "register.json")
+    client = tracking.client()
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    runs = [r.info.run_id for r in client.search_runs([experiment])]
+    assert [[f.path for f in client.list_artifacts(run, "report")] for run in runs] == [["report/index.html"]] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client), "log_artifact", lambda *_: pytest.fail("logged again"))
+        register.sync(variants.read(build))
+    (build / "report" / "index.html").write_text("<!doctype html><title>two</title>")
+    register.sync(variants.read(build))
+    assert "two" in Path(client.download_artifacts(runs[0], "report/index.html")).read_text()
