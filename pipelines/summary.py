@@ -55,10 +55,10 @@ def _row(name: str, metrics: dict[str, Any], verdict: str, metric: str) -> list[
         _drop(metrics, "fp32"),
         f"{size / 1e6:.2f} MB",
         f"{metrics['compression']:.1f}x",
-        f"{metrics['p50_ms']:.2f}",
-        f"{metrics['p95_ms']:.2f}",
-        f"{metrics['speedup']:.2f}",
-        f"{metrics['speedup_teacher']:.1f}",
+        *(
+            "-" if metrics[key] is None else f"{metrics[key]:.{digits}f}"
+            for key, digits in (("p50_ms", 2), ("p95_ms", 2), ("speedup", 2), ("speedup_teacher", 1))
+        ),
         verdict,
     ]
 

@@ -76,6 +76,8 @@ def check(name: str, target: Target) -> tuple[Target, ModuleType, Any]:
         raise StageError(f"params.yaml: {key}.aim: {what}")
     if target.search != "none" and target.precision != "int8":
         raise StageError(f"params.yaml: {key}.search: {target.precision} has one scheme; write none")
+    if target.search != "none" and runtime.INSTEAD:
+        raise StageError(f"params.yaml: {key}.search: {target.runtime} does not run here, to be timed; write none")
     for metric, bound in target.aim.items():
         if metric not in AIMS:
             raise StageError(f"params.yaml: {key}.aim.{metric}: no search measures it; have: {', '.join(AIMS)}")

@@ -3,6 +3,8 @@
 Each module has:
 
 - `PACKAGES`, the import names it needs; `TOOLS`, programs of environments of their own;
+- `INSTEAD`, what computes the answers of its artifacts where the real thing cannot run, so that nothing is timed, or
+  None;
 - `PRECISIONS`, what it can make; `FILES`, an artifact's files, the one to load first;
 - `Options(Section)`, what stands in `targets.T.options` of an INT8 target;
 - `candidates(options, search) -> list[Options]`: the schemes that a search tries (`fast` or `thorough`), the declared

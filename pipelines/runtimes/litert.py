@@ -17,6 +17,7 @@ from pipelines.runtimes import Operator
 
 PACKAGES = ("ai_edge_litert", "ai_edge_quantizer")
 TOOLS = (tflite.python(),)
+INSTEAD = None
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.tflite",)
 KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV")

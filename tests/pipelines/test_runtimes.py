@@ -28,6 +28,7 @@ OPTIONS_OF = {
         "operators": "all",
         "reduce_range": False,
     },
+    "tensorrt": {"ranges": "minmax"},
     "litert": {"activations": "int8", "ranges": "minmax"},
 }
 HERE = [r for r in runtimes.names() if not runtimes.missing(runtimes.load(r))]
