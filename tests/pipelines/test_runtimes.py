@@ -29,8 +29,10 @@ OPTIONS_OF = {
         "reduce_range": False,
     },
     "tensorrt": {"ranges": "minmax"},
+    "qnn": {"ranges": "minmax", "activations": "u8"},
     "litert": {"activations": "int8", "ranges": "minmax"},
 }
+MORE = {"litert": [{"activations": "int16"}, {"activations": "float"}], "qnn": [{"activations": "u16"}]}
 HERE = [r for r in runtimes.names() if not runtimes.missing(runtimes.load(r))]
 EVERY = [(r, p) for r in HERE for p in runtimes.load(r).PRECISIONS]
 
@@ -120,3 +122,15 @@ def test_load_travels_as_source_and_needs_numpy_and_the_runtime_alone(project, t
     subprocess.run([sys.executable, "device.py", runtime.FILES[0]], cwd=tmp_path, check=True)
     wanted = runtime.load(tmp_path / "artifact" / runtime.FILES[0], 1)(batch)[0]
     assert np.array_equal(np.load(tmp_path / "out.npy"), wanted)
+
+
+@pytest.mark.parametrize(("name", "change"), [(n, c) for n in MORE if n in HERE for c in MORE[n]])
+def test_other_bits_of_activations_answer_as_fp32_does(project, tmp_path, name, change):
+    runtime = runtimes.load(name)
+    frozen = Calibration(project / "build/data", project / "build/calibration")
+    source = project / "build/onnx/pruned.onnx"
+    runtime.quantize(source, frozen, "int8", runtime.Options(**{**OPTIONS_OF[name], **change}), tmp_path)
+    batch = next(frozen.inputs(8))
+    fp32 = runtimes.load("onnxruntime").load(source, 1)(batch)[0]
+    found = runtime.load(tmp_path / runtime.FILES[0], 1)(batch)[0]
+    assert np.abs(found - fp32).max() <= 0.05 * np.abs(fp32).max()
