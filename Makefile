@@ -31,8 +31,9 @@ check: .venv/test ## Lint, types and the declared graph: seconds
 	mypy
 	python -m pytest tests/test_dag.py tests/pipelines/test_check.py
 
-bench: .venv/test ## Measure what the line costs, as ratios
+bench: .venv/test ## Measure what the line costs, and INT8 beside FP32 and the peers, as ratios
 	python -m benchmarks.line
+	python -m benchmarks.targets --write
 
 schema: .venv/core ## Write params.schema.json anew from the typed sections
 	python -m pipelines.check --schema

@@ -112,6 +112,9 @@ def export(name: str, dataset: Dataset, out: Path) -> None:
     write_json(out / "preprocess.json", preprocess.to_dict())
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.any():
+            torch.nn.init.ones_(module.weight)  # zero at the start of training: whole branches would compute nothing
     rows = dataset.rows("train")[:64]
     images = torch.from_numpy(np.stack([preprocess(dataset.image(row)) for row in rows]))
     with torch.no_grad():

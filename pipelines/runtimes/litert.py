@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -139,14 +140,16 @@ def _ranges(work: Any, signatures: dict[str, Any], calibration: Calibration, opt
     (name,) = signatures
     (entry,) = signatures[name]["inputs"]
     found: dict[str, Any] = {}
-    for image in calibration.inputs():
-        sample = [{entry: np.ascontiguousarray(image.transpose(0, 2, 3, 1))}]
-        if options.ranges == "moving_average":
-            found = work.calibrate({name: sample}, found or None, num_threads=1)
-            continue
-        for tensor, new in work.calibrate({name: sample}, num_threads=1).items():
-            old = found.setdefault(tensor, new)
-            found[tensor] = {"min": np.minimum(old["min"], new["min"]), "max": np.maximum(old["max"], new["max"])}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors", category=UserWarning)
+        for image in calibration.inputs():
+            sample = [{entry: np.ascontiguousarray(image.transpose(0, 2, 3, 1))}]
+            if options.ranges == "moving_average":
+                found = work.calibrate({name: sample}, found or None, num_threads=1)
+                continue
+            for tensor, new in work.calibrate({name: sample}, num_threads=1).items():
+                old = found.setdefault(tensor, new)
+                found[tensor] = {"min": np.minimum(old["min"], new["min"]), "max": np.maximum(old["max"], new["max"])}
     return found
 
 
