@@ -31,7 +31,7 @@ check: .venv/test ## Lint, types and the declared graph: seconds
 	mypy
 	python -m pytest tests/test_dag.py tests/pipelines/test_check.py
 
-bench: .venv/test ## Measure what the line costs, and INT8 beside FP32 and the peers, as ratios
+bench: .venv/bench ## Measure what the line costs, and INT8 beside FP32 and the peers, as ratios
 	python -m benchmarks.line
 	python -m benchmarks.targets --write
 
@@ -72,5 +72,8 @@ install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11
 
 .venv/test: pyproject.toml constraints.txt .venv/targets
 	@$(install) -e '.[team,test,targets]' && touch .venv/core $@
+
+.venv/bench: .venv/test
+	@$(install) -e '.[bench]' && touch $@
 
 .PHONY: help demo ui test check bench schema docs readme constraints targets clean
