@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines import distillation, models, training
-from pipelines.params import Section, section, value
+from pipelines.params import Section, section
 from pipelines.stage import run
 
 
@@ -18,8 +18,7 @@ def main(data: Path, teacher: Path, out: Path) -> None:
     """Write `out`: `model.safetensors` and `curves.csv` of the student declared in `params.yaml`."""
     setup = training.prepare(data)
     options = section("distill", Distill)
-    spec = setup.spec(value("student"))
-    model = models.build(spec["model"], spec["channels"], len(spec["classes"]), "student")
+    model, spec = setup.build("student")
     loss = distillation.loss(models.load(teacher / "model.safetensors")[0], setup, options.loss)
     curves = training.fit("distill", model, setup, options.schedule, loss)
     models.save(out / "model.safetensors", model, spec)

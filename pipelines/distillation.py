@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipelines.params import Section
+from pipelines.stage import StageError
 from pipelines.training import Loss, Setup
 
 if TYPE_CHECKING:
@@ -38,7 +39,14 @@ def loss(teacher: "nn.Module", setup: Setup, weights: Weights) -> Loss:
             + weights.features * attention_distance(features, wanted_features)
         )
 
-    return under_teacher
+    def without_features(student: "nn.Module", images: "torch.Tensor", truth: "torch.Tensor") -> "torch.Tensor":
+        with torch.no_grad():
+            wanted = teacher(images)
+        outputs = student(images)
+        logits = task.distillation(outputs, wanted, weights.temperature)
+        return weights.labels * task.loss(outputs, truth) + weights.logits * logits
+
+    return under_teacher if weights.features else without_features
 
 
 def attention_distance(features: "torch.Tensor", wanted: "torch.Tensor") -> "torch.Tensor":
@@ -59,6 +67,11 @@ def attention_distance(features: "torch.Tensor", wanted: "torch.Tensor") -> "tor
 
 
 def _with_features(model: "nn.Module", images: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    if not hasattr(model, "features"):
+        raise StageError(
+            "params.yaml: loss.features: teacher or student names no `features` to compare; "
+            "name a submodule of each, or set loss.features to 0"
+        )
     kept: list[Any] = []
     handle = model.get_submodule("features").register_forward_hook(lambda *call: kept.append(call[2]))
     try:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 STEPS = 40
+UNPRUNABLE = "params.yaml: student: this architecture cannot be pruned; set prune.ratio to 0"
 
 
 class Prune(Section):
@@ -32,6 +33,7 @@ def main(data: Path, teacher: Path, student: Path, out: Path) -> None:
     model, spec = models.load(student / "model.safetensors")
     shape = (1, spec["channels"], setup.preprocess.height, setup.preprocess.width)
     report = prune(model, shape, options.ratio, options.round_to)
+    comes_back(model, spec, shape)
     loss = distillation.loss(models.load(teacher / "model.safetensors")[0], setup, options.loss)
     curves = training.fit("prune", model, setup, options.schedule, loss)
     models.save(out / "model.safetensors", model, spec)
@@ -68,7 +70,10 @@ def prune(model: "nn.Module", shape: tuple[int, ...], ratio: float, round_to: in
     )
     macs = before
     for _ in range(STEPS):
-        pruner.step()
+        try:
+            pruner.step()
+        except (IndexError, RuntimeError) as error:
+            raise StageError(f"{UNPRUNABLE}: {' '.join(str(error).split())[:200]}") from None
         macs, left = torch_pruning.utils.count_ops_and_params(model, images)
         if macs <= (1 - ratio) * before:
             return _report(before, macs, weights, left)
@@ -76,6 +81,24 @@ def prune(model: "nn.Module", shape: tuple[int, ...], ratio: float, round_to: in
         f"params.yaml: prune.ratio: only {1 - macs / before:.0%} of the multiply-adds can be removed; "
         "lower it, or make the student wider"
     )
+
+
+def comes_back(model: "nn.Module", spec: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Raise StageError when the pruned model cannot be built again from its weights alone."""
+    import torch
+
+    copy = models.build(spec["model"], spec["channels"], len(spec["classes"]), "student").eval()
+    tensors = model.state_dict()
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    try:
+        models.narrow(copy, tensors)
+        copy.load_state_dict(tensors)
+        with torch.inference_mode():
+            same = torch.allclose(copy(images), model.eval()(images), atol=1e-5)
+    except (RuntimeError, ValueError, AttributeError) as error:
+        raise StageError(f"{UNPRUNABLE}: {' '.join(str(error).split())[:200]}") from None
+    if not same:
+        raise StageError(f"{UNPRUNABLE}: built from its pruned weights it gives other outputs")
 
 
 def _report(before: float, after: float, weights: float, left: float) -> dict[str, Any]:

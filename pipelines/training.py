@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import processes, tasks, workers
+from pipelines import models, processes, tasks, workers
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_bytes, write_file
 from pipelines.params import Section, section, value
 from pipelines.preprocess import Preprocess
+from pipelines.stage import StageError
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,27 @@ class Setup:
             "classes": self.dataset.classes,
             "preprocess": self.preprocess.to_dict(),
         }
+
+    def build(self, key: str) -> tuple["nn.Module", dict[str, Any]]:
+        """Return the untrained model declared under `key`, and its spec.
+
+        Raises StageError when it does not take the images, or does not give what the task wants.
+        """
+        import torch
+
+        spec = self.spec(value(key))
+        model = models.build(spec["model"], spec["channels"], len(spec["classes"]), key)
+        images = torch.zeros(2, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+        try:
+            with torch.inference_mode():
+                outputs = model.eval()(images)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            took = " x ".join(map(str, images.shape[1:]))
+            reason = " ".join(f"{error}".split())[:200]
+            raise StageError(f"params.yaml: {key}: does not take images of {took}: {reason}") from None
+        if wrong := self.task.unfit(outputs, len(spec["classes"])):
+            raise StageError(f"params.yaml: {key}: {wrong}")
+        return model, spec
 
 
 def prepare(data: Path) -> Setup:

@@ -1,8 +1,8 @@
 """Model families: one file each, named in `teacher.family` and `student.family`.
 
 Each module has `Options(Section)` and `build(options, channels, classes) -> nn.Module`. A model of ours maps
-float32 N x C x H x W to logits N x classes, and its `features` is the submodule whose output, N x D x h x w,
-is compared in feature distillation.
+float32 N x C x H x W to logits N x classes, its `features` is the submodule whose output, N x D x h x w, is
+compared in feature distillation (a model may have none), and its `head` the submodule whose outputs are never pruned.
 """
 
 import importlib
@@ -86,18 +86,23 @@ def narrow(model: "nn.Module", tensors: dict[str, Any]) -> None:
     from torch import nn
 
     for name, layer in model.named_modules():
+        for key, old in list(layer.named_parameters(recurse=False)) + list(layer.named_buffers(recurse=False)):
+            new = tensors.get(f"{name}.{key}")
+            if new is not None and new.shape != old.shape:
+                empty = torch.empty_like(new)
+                setattr(layer, key, nn.Parameter(empty, old.requires_grad) if isinstance(old, nn.Parameter) else empty)
         weight = tensors.get(f"{name}.weight")
-        if weight is None or weight.shape == layer.weight.shape:
+        if weight is None:
             continue
-        for key, old in list(layer.named_parameters(recurse=False)):
-            setattr(layer, key, nn.Parameter(torch.empty_like(tensors[f"{name}.{key}"]), old.requires_grad))
-        for key, _ in list(layer.named_buffers(recurse=False)):
-            setattr(layer, key, torch.empty_like(tensors[f"{name}.{key}"]))
         if isinstance(layer, nn.Conv2d):
-            if layer.groups > 1:  # depthwise: one filter per channel
-                layer.groups = weight.shape[0]
+            if layer.groups == layer.in_channels > 1:  # depthwise: the same filters per channel as before
+                layer.groups = weight.shape[0] // (layer.out_channels // layer.groups)
             layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
         elif isinstance(layer, nn.BatchNorm2d):
             layer.num_features = weight.shape[0]
         elif isinstance(layer, nn.Linear):
             layer.out_features, layer.in_features = weight.shape
+        elif isinstance(layer, nn.GroupNorm):
+            layer.num_channels = weight.shape[0]
+        elif isinstance(layer, nn.LayerNorm):
+            layer.normalized_shape = tuple(weight.shape)

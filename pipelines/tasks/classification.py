@@ -20,6 +20,15 @@ def truth(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return dataset.labels[rows]
 
 
+def unfit(outputs: Any, classes: int) -> str | None:
+    """Return what is wrong with what a model gives for two images, or None: logits 2 x classes are wanted."""
+    shape = list(getattr(outputs, "shape", []))
+    if shape == [2, classes]:
+        return None
+    found = " x ".join(map(str, ["N", *shape[1:]])) if shape else type(outputs).__name__
+    return f"gives {found}; wanted are logits, N x {classes}, one for each class of the data"
+
+
 def loss(outputs: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
     """Return the mean cross-entropy of logits N x classes against class ids N."""
     from torch.nn import functional
