@@ -7,14 +7,13 @@ import numpy as np
 
 from pipelines import models
 from pipelines.files import write_file, write_json
+from pipelines.models.onnx import INPUT, OPSET, OUTPUT
 from pipelines.stage import StageError, run
 
 if TYPE_CHECKING:
     from torch import nn
 
-OPSET = 17  # the newest that all quantizers take
 TOLERANCE = 1e-4  # of the largest output
-INPUT, OUTPUT = "images", "outputs"
 
 
 def main(teacher: Path, student: Path, pruned: Path, out: Path) -> None:

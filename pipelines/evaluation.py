@@ -24,7 +24,7 @@ Outputs = list[NDArray[Any]]
 METRICS = {
     "agreement": "share of images on which the candidate and the pruned FP32 model say the same",
     "calibration_overlap": "calibration images that are, or nearly are, test images; an INT8 target allows none",
-    "compression": "bytes of the teacher in FP32 ONNX / bytes of the artifact",
+    "compression": "bytes of the teacher (of a given model: of itself) in FP32 ONNX / bytes of the artifact",
     "drop_fp32": "points of the task metric lost against the pruned FP32 model",
     "drop_teacher": "points of the task metric lost against the teacher",
     "drop_worst_slice": "points lost against the pruned FP32 model in the slice (class, brightness) that loses most",
@@ -104,8 +104,13 @@ class TestSet:
             "images": len(self.rows),
         }
 
-    def drop(self, name: str, reference: Outputs, outputs: Outputs) -> dict[str, float]:
-        """Return the points lost from `reference` to `outputs`, and the share kept, with paired-bootstrap intervals."""
+    def drop(self, name: str, reference: Outputs | None, outputs: Outputs) -> dict[str, float | None]:
+        """Return the points lost from `reference` to `outputs`, and the share kept, with paired-bootstrap intervals.
+
+        Without a reference, which the teacher of a given model is, all are None.
+        """
+        if reference is None:
+            return dict.fromkeys(f"{what}_{name}{end}" for what in ("drop", "kept") for end in ("", "_low", "_high"))
         if outputs is reference:
             kept = dict.fromkeys((f"kept_{name}{end}" for end in ("", "_low", "_high")), 1.0)
             return {**dict.fromkeys((f"drop_{name}{end}" for end in ("", "_low", "_high")), 0.0), **kept}

@@ -66,7 +66,7 @@ def prune(model: "nn.Module", shape: tuple[int, ...], ratio: float, round_to: in
         max_pruning_ratio=0.95,
         iterative_steps=STEPS,
         round_to=round_to,
-        ignored_layers=[model.get_submodule("head")],
+        ignored_layers=[model.get_submodule("head"), *getattr(model, "unprunable", ())],
     )
     macs = before
     for _ in range(STEPS):

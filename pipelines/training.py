@@ -88,6 +88,7 @@ class Setup:
             took = " x ".join(map(str, images.shape[1:]))
             reason = " ".join(f"{error}".split())[:200]
             raise StageError(f"params.yaml: {key}: does not take images of {took}: {reason}") from None
+        models.start(model, spec, key)
         if wrong := self.task.unfit(outputs, len(spec["classes"])):
             raise StageError(f"params.yaml: {key}: {wrong}")
         return model, spec

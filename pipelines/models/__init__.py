@@ -1,8 +1,10 @@
 """Model families: one file each, named in `teacher.family` and `student.family`.
 
-Each module has `Options(Section)` and `build(options, channels, classes) -> nn.Module`. A model of ours maps
-float32 N x C x H x W to logits N x classes, its `features` is the submodule whose output, N x D x h x w, is
-compared in feature distillation (a model may have none), and its `head` the submodule whose outputs are never pruned.
+Each module has `Options(Section)` and `build(options, channels, classes) -> nn.Module`. `onnx`, a finished model, has
+no `build`, and enters at `convert`; a family with pretrained weights has `start(model, options, key)`. A model of
+ours maps float32 N x C x H x W to logits N x classes; its `features` is the submodule whose output, N x D x h x w, is
+compared in feature distillation (a model may have none), its `head` the submodule whose outputs are never pruned, and
+its `unprunable`, where it has any, are modules that stay as they are.
 """
 
 import importlib
@@ -45,10 +47,24 @@ def options(model: dict[str, Any], key: str) -> tuple[ModuleType, Section]:
 
 
 def build(model: dict[str, Any], channels: int, classes: int, key: str = "model") -> "nn.Module":
-    """Return an untrained model for `{family: NAME, ...}`, its weights drawn from torch's global generator."""
+    """Return an untrained model for `{family: NAME, ...}`, its weights drawn from torch's global generator.
+
+    Raises StageError when the family is one of finished models.
+    """
     module, typed = options(model, key)
+    if not hasattr(module, "build"):
+        raise StageError(
+            f"params.yaml: {key}.family: {model['family']} is a finished model, and is not trained; see docs"
+        )
     built: nn.Module = module.build(typed, channels, classes)
     return built
+
+
+def start(model: "nn.Module", spec: dict[str, Any], key: str) -> None:
+    """Put the weights that the family's options name into a new model, where they name any."""
+    module, typed = options(spec["model"], key)
+    if hasattr(module, "start"):
+        module.start(model, typed, key)
 
 
 def save(path: Path, model: "nn.Module", spec: dict[str, Any]) -> None:

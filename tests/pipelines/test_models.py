@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from pipelines import convert, models
+from pipelines import convert, distillation, models
 from pipelines.prune import comes_back, prune
 from pipelines.stage import StageError
 
@@ -15,9 +15,19 @@ ARGUMENTS = {"wide": 16, "bands": 3, "classes": 4}
 OPTIONS = {
     "import": {"family": "import", "path": f"{NETS}.small", "arguments": ARGUMENTS, "features": "stem"},
     "residual": {"family": "residual", "widths": [16, 32], "depths": [1, 2]},
+    "ultralytics": {"family": "ultralytics", "model": "yolo26n-cls.yaml", "weights": None},
     "separable": {"family": "separable", "stem": 16, "widths": [32, 64], "depths": [1, 2]},
 }
+TRAINED = [name for name in models.names() if name != "onnx"]  # a finished model
 SHAPE = (3, 24, 32)
+
+
+def needs(*modules):
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except (ImportError, RuntimeError) as error:
+            pytest.skip(f"{module} does not load: {error}")
 
 
 def spec(family):
@@ -25,23 +35,25 @@ def spec(family):
 
 
 def build(family):
+    if family == "ultralytics":
+        needs("torchvision", "ultralytics")
     torch.manual_seed(0)
     return models.build(OPTIONS[family], SHAPE[0], 4).eval()
 
 
 def test_every_family_is_tested():
-    assert set(models.names()) == set(OPTIONS)
+    assert set(TRAINED) == set(OPTIONS)
 
 
-@pytest.mark.parametrize("family", models.names())
+@pytest.mark.parametrize("family", TRAINED)
 def test_maps_images_to_logits_and_has_features(family):
     model, images = build(family), torch.randn(2, *SHAPE)
     assert model(images).shape == (2, 4)
-    features = model.features(images)
+    _, features = distillation._with_features(model, images)
     assert features.ndim == 4 and features.shape[0] == 2
 
 
-@pytest.mark.parametrize("family", models.names())
+@pytest.mark.parametrize("family", TRAINED)
 def test_comes_back_from_its_file_with_the_same_outputs_and_bytes(family, tmp_path):
     model, images = build(family), torch.randn(2, *SHAPE)
     models.save(tmp_path / "one.safetensors", model, spec(family))
@@ -52,7 +64,7 @@ def test_comes_back_from_its_file_with_the_same_outputs_and_bytes(family, tmp_pa
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("family", models.names())
+@pytest.mark.parametrize("family", TRAINED)
 def test_pruned_is_smaller_comes_back_and_still_trains(family, tmp_path):
     model, images = build(family), torch.randn(2, *SHAPE)
     report = prune(model, (1, *SHAPE), 0.5, 4)
@@ -62,7 +74,7 @@ def test_pruned_is_smaller_comes_back_and_still_trains(family, tmp_path):
     loaded, _ = models.load(tmp_path / "pruned.safetensors")
     model.eval()
     assert torch.equal(loaded(images), model(images))
-    loaded.train()(images).sum().backward()
+    loaded.train()(images).square().sum().backward()
     assert all(p.grad is not None for p in loaded.parameters())
 
 
@@ -77,8 +89,16 @@ def test_a_broken_checkpoint_is_named(tmp_path):
         models.load(tmp_path / "model.safetensors")
 
 
+def test_a_finished_model_is_not_trained():
+    finished = {"family": "onnx", "path": "m.onnx", "layout": "nchw", "order": "rgb"}
+    with pytest.raises(StageError, match=r"student\.family: onnx is a finished model, and is not trained"):
+        models.build({**finished, "output": None, "scores": "logits", "classes": None}, 1, 4, "student")
+
+
 def test_an_unknown_family_lists_the_known():
-    with pytest.raises(StageError, match="no such family 'resnext'; have: import, residual, separable"):
+    with pytest.raises(
+        StageError, match="no such family 'resnext'; have: import, onnx, residual, separable, ultralytics"
+    ):
         models.build({"family": "resnext"}, 3, 4, "teacher")
 
 
@@ -132,11 +152,7 @@ def test_an_architecture_that_is_lost_with_its_widths_is_refused_before_it_is_tr
     ],
 )
 def test_models_of_timm_and_torchvision_are_pruned_and_come_back(path, arguments, tmp_path):
-    for module in ("torchvision", path.partition(".")[0]):
-        try:
-            importlib.import_module(module)
-        except (ImportError, RuntimeError) as error:
-            pytest.skip(f"{module} does not load: {error}")
+    needs("torchvision", path.partition(".")[0])
     made = {**spec("import"), "model": {"family": "import", "path": path, "arguments": arguments}}
     torch.manual_seed(0)
     model, shape = models.build(made["model"], 3, 4).eval(), (1, 3, 32, 32)
