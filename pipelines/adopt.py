@@ -94,6 +94,8 @@ def adopted(proto: Any, options: Options, classes: list[str], shape: tuple[int, 
             "set input, student.layout or data.channels in params.yaml to it"
         )
     chosen = _output(graph, options, name)
+    _rename(graph)
+    chosen = f"given/{chosen}"
     before, after, constants = _ends(graph, options, given.name, chosen, classes)
     kept = _needed(list(graph.node), after[0].input[0])
     nodes = [*before, *kept, *after]
@@ -162,6 +164,19 @@ def _ends(
         places = np.array([options.classes.index(c) for c in classes])
         steps.append(("Gather", [constant("classes", places)], {"axis": 1}))
     return before, _chain(steps or [("Identity", [], {})], chosen, OUTPUT, "out"), constants
+
+
+def _rename(graph: Any) -> None:
+    """Put `given/` before every name of a graph and of those within it: the file may have the names of the line."""
+    for named in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
+        named.name = f"given/{named.name}"
+    for node in graph.node:
+        node.name = f"given/{node.name}" if node.name else ""
+        for field in (node.input, node.output):
+            field[:] = [f"given/{name}" if name else "" for name in field]
+        for attribute in node.attribute:
+            for within in [attribute.g, *attribute.graphs]:
+                _rename(within)
 
 
 def _chain(steps: list[tuple[str, list[str], dict[str, Any]]], start: str, end: str, name: str) -> list[Any]:

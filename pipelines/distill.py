@@ -19,8 +19,8 @@ def main(data: Path, teacher: Path, out: Path) -> None:
     setup = training.prepare(data)
     options = section("distill", Distill)
     model, spec = setup.build("student")
-    loss = distillation.loss(models.load(teacher / "model.safetensors")[0], setup, options.loss)
-    curves = training.fit("distill", model, setup, options.schedule, loss)
+    under = models.load(teacher / "model.safetensors")[0]
+    curves = distillation.fit("distill", model, under, setup, options.schedule, options.loss)
     models.save(out / "model.safetensors", model, spec)
     training.write_curves(out / "curves.csv", curves)
 

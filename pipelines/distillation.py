@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pipelines import training
 from pipelines.params import Section
 from pipelines.stage import StageError
-from pipelines.training import Loss, Setup
+from pipelines.training import Loss, Schedule, Setup
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,23 @@ class Weights(Section):
     labels: float = Field(ge=0, description="Weight of the task's own loss.")
     logits: float = Field(ge=0, description="Weight of the distance to the teacher's softened logits.")
     features: float = Field(ge=0, description="Weight of the distance to the teacher's attention map.")
+
+
+def fit(
+    name: str, model: "nn.Module", teacher: "nn.Module", setup: Setup, schedule: Schedule, weights: Weights
+) -> list[dict[str, float]]:
+    """Train a student under its teacher in place, and return its curves.
+
+    A model with a `fit` of its own distills features alone. Raises StageError when more is declared for it.
+    """
+    if not hasattr(model, "fit"):
+        return training.fit(name, model, setup, schedule, loss(teacher, setup, weights))
+    if weights.logits or weights.labels != 1:
+        raise StageError(
+            f"params.yaml: {name}: this family distills features alone; set loss.labels to 1 and loss.logits to 0"
+        )
+    own: list[dict[str, float]] = model.fit(name, setup, schedule, teacher, weights.features)
+    return own
 
 
 def loss(teacher: "nn.Module", setup: Setup, weights: Weights) -> Loss:

@@ -34,8 +34,8 @@ def main(data: Path, teacher: Path, student: Path, out: Path) -> None:
     shape = (1, spec["channels"], setup.preprocess.height, setup.preprocess.width)
     report = prune(model, shape, options.ratio, options.round_to)
     comes_back(model, spec, shape)
-    loss = distillation.loss(models.load(teacher / "model.safetensors")[0], setup, options.loss)
-    curves = training.fit("prune", model, setup, options.schedule, loss)
+    under = models.load(teacher / "model.safetensors")[0]
+    curves = distillation.fit("prune", model, under, setup, options.schedule, options.loss)
     models.save(out / "model.safetensors", model, spec)
     training.write_curves(out / "curves.csv", curves)
     write_json(out / "pruning.json", report)
@@ -65,6 +65,8 @@ def prune(model: "nn.Module", shape: tuple[int, ...], ratio: float, round_to: in
         pruning_ratio=0.95,
         max_pruning_ratio=0.95,
         iterative_steps=STEPS,
+        # Of what is trained but not run, such as a second head, the channels that it takes go too.
+        forward_fn=(lambda net, x: net.every_output(x)) if hasattr(model, "every_output") else None,
         round_to=round_to,
         ignored_layers=[model.get_submodule("head"), *getattr(model, "unprunable", ())],
     )
@@ -94,11 +96,18 @@ def comes_back(model: "nn.Module", spec: dict[str, Any], shape: tuple[int, ...])
         models.narrow(copy, tensors)
         copy.load_state_dict(tensors)
         with torch.inference_mode():
-            same = torch.allclose(copy(images), model.eval()(images), atol=1e-5)
+            same = all(
+                torch.allclose(one, other, atol=1e-5)
+                for one, other in zip(_several(copy(images)), _several(model.eval()(images)), strict=True)
+            )
     except (RuntimeError, ValueError, AttributeError) as error:
         raise StageError(f"{UNPRUNABLE}: {' '.join(str(error).split())[:200]}") from None
     if not same:
         raise StageError(f"{UNPRUNABLE}: built from its pruned weights it gives other outputs")
+
+
+def _several(outputs: Any) -> tuple[Any, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _report(before: float, after: float, weights: float, left: float) -> dict[str, Any]:

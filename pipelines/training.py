@@ -123,11 +123,14 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
 
     Under `torchrun` each process takes its part of every batch, and batch normalization sees that part; the first
     process writes, and this function returns in it alone: the others end here. Raises StageError when only some
-    of them find the checkpoint.
+    of them find the checkpoint. A model with a `fit` of its own is trained by that.
     """
     import torch
     from tqdm import tqdm
 
+    if hasattr(model, "fit"):
+        own: list[dict[str, float]] = model.fit(name, setup, schedule)
+        return own
     team = processes.join()
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)

@@ -62,6 +62,15 @@ def test_a_plain_file_gives_what_it_gave(tmp_path):
         assert np.allclose(found(IMAGES), wanted(Net()), atol=1e-6)
 
 
+def test_a_file_that_has_the_names_of_the_line_already(tmp_path):
+    net = Net()
+    torch.onnx.export(
+        net, torch.zeros(1, *SHAPE), tmp_path / "m.onnx", dynamo=False, input_names=["images"], output_names=["outputs"]
+    )
+    assert np.allclose(taken(tmp_path / "m.onnx", tmp_path)(IMAGES), wanted(net), atol=1e-6)
+    assert np.allclose(taken(tmp_path / "taken.onnx", tmp_path)(IMAGES), wanted(net), atol=1e-6)
+
+
 def test_channels_last_and_blue_first(tmp_path):
     file = exported(tmp_path / "m.onnx", Net(last=True), shape=(8, 6, 3))
     found = taken(file, tmp_path, layout="nhwc", order="bgr")

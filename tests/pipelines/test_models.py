@@ -15,7 +15,7 @@ ARGUMENTS = {"wide": 16, "bands": 3, "classes": 4}
 OPTIONS = {
     "import": {"family": "import", "path": f"{NETS}.small", "arguments": ARGUMENTS, "features": "stem"},
     "residual": {"family": "residual", "widths": [16, 32], "depths": [1, 2]},
-    "ultralytics": {"family": "ultralytics", "model": "yolo26n-cls.yaml", "weights": None},
+    "ultralytics": {"family": "ultralytics", "model": "yolo26n-cls.yaml", "weights": None, "trainer": {}},
     "separable": {"family": "separable", "stem": 16, "widths": [32, 64], "depths": [1, 2]},
 }
 TRAINED = [name for name in models.names() if name != "onnx"]  # a finished model
