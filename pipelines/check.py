@@ -18,7 +18,7 @@ from pipelines.flow import Flow
 from pipelines.params import Section
 from pipelines.prune import Prune
 from pipelines.stage import StageError, run
-from pipelines.targets import Target
+from pipelines.targets import Target, not_here
 from pipelines.targets import check as check_target
 
 SCHEMA = Path("params.schema.json")
@@ -59,10 +59,15 @@ class Params(Section):
 def main(path: Path, out: Path) -> None:
     """Write `out`, always the same: stages that depend on it run after the check, but not because of it.
 
-    Raises StageError with one line for each mistake in the file at `path`.
+    Says which targets this machine lacks the packages of: the line goes on without them. Raises StageError with one
+    line for each mistake in the file at `path`.
     """
     if mistakes := check(path):
         raise StageError("\n".join(mistakes))
+    found = params.parse(params.read(path), Params, "", path).targets
+    for name, target in found.items():
+        if reason := not_here(name, target, runtimes.load(target.runtime)):
+            print(f"check: target {name} is left out: {reason}")
     write_json(out, {"checked": True})
 
 

@@ -68,6 +68,11 @@ def main(
     options = section("export", Export)
     settings, runtime, _ = targets.read(target)
     dataset = Dataset(data)
+    if reason := read_json(artifact / "quantize.json").get("not_here"):
+        print(f"{target}: no bundle: {reason}")
+        with write_folder(out) as folder:
+            (folder / "NOT_BUILT.txt").write_text(f"{reason}\n", encoding="utf-8")
+        return
     with write_folder(out) as folder:
         for path in tree(artifact):
             inside = path.relative_to(artifact)

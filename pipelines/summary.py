@@ -33,7 +33,7 @@ def main(build: Path) -> None:
 
 
 def variants(build: Path) -> list[tuple[str, dict[str, Any], str]]:
-    """Return name, metrics and verdict of each variant: the FP32 models, then the targets by name."""
+    """Return name, metrics and verdict of each variant: the FP32 models, then by name the targets built here."""
     baseline = build / "baseline" / "metrics.json"
     fp32 = read_json(baseline) if baseline.is_file() else {}
     # A model that was given, not made by the line, was never pruned.
@@ -41,7 +41,9 @@ def variants(build: Path) -> list[tuple[str, dict[str, Any], str]]:
     found.sort(key=lambda v: -v[1]["size_bytes"])
     for file in sorted((build / "metrics").glob("*.json")):
         verdict = build / "verdicts" / file.name
-        found.append((file.stem, read_json(file), read_json(verdict)["verdict"] if verdict.is_file() else "not judged"))
+        if "not_here" in (metrics := read_json(file)):
+            continue
+        found.append((file.stem, metrics, read_json(verdict)["verdict"] if verdict.is_file() else "not judged"))
     return found
 
 
@@ -55,10 +57,10 @@ def _row(name: str, metrics: dict[str, Any], verdict: str, metric: str) -> list[
         _drop(metrics, "fp32"),
         f"{size / 1e6:.2f} MB",
         f"{metrics['compression']:.1f}x",
-        f"{metrics['p50_ms']:.2f}",
-        f"{metrics['p95_ms']:.2f}",
-        f"{metrics['speedup']:.2f}",
-        "-" if metrics["speedup_teacher"] is None else f"{metrics['speedup_teacher']:.1f}",
+        *(
+            "-" if metrics[key] is None else f"{metrics[key]:.{digits}f}"
+            for key, digits in (("p50_ms", 2), ("p95_ms", 2), ("speedup", 2), ("speedup_teacher", 1))
+        ),
         verdict,
     ]
 

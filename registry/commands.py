@@ -37,8 +37,12 @@ def check(arguments: Arguments) -> Iterator[Answer]:
     from pipelines import check, machine
 
     targets = machine.targets(arguments.file)
+    others = machine.others(targets)
     mistakes = check.check(arguments.file)
-    yield Answer(machine.table(targets), {"ok": not mistakes, "mistakes": mistakes, "targets": targets})
+    lines = [machine.table(targets)]
+    lines += [f"no target names {other['runtime']}: {other['install'] or 'installed here'}" for other in others]
+    data = {"ok": not mistakes, "mistakes": mistakes, "targets": targets, "other_runtimes": others}
+    yield Answer("\n".join(lines), data)
     if mistakes:
         raise StageError("\n".join(mistakes))
 
