@@ -33,7 +33,7 @@ class Params(Section):
         default=None, description="In a project of its own: the code that runs the line. Other code runs it anew."
     )
     project: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the project in the model registry.")
-    task: str = Field(description="A file of pipelines/tasks/.")
+    task: str = Field(description="A folder of pipelines/tasks/.")
     seed: int = Field(ge=0)
     threads: int | None = Field(
         default=None, ge=1, description="Threads of training; another number gives other weights."

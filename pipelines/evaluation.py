@@ -102,7 +102,8 @@ class TestSet:
             metric: scorer(None),
             f"{metric}_low": low,
             f"{metric}_high": high,
-            "slices": {name: scorer(places) for name, places in self.slices.items()},
+            **self.task.details(outputs, self.truth),
+            "slices": {n: self.task.scorer(outputs, self.truth, n)(places) for n, places in self.slices.items()},
             "images": len(self.rows),
         }
 
@@ -135,9 +136,9 @@ class TestSet:
         The interval is that of all slices at once: its ends are the largest low and the largest high end of any, so
         that a bound is kept when every slice keeps it, and broken when one surely breaks it.
         """
-        before, after = self.task.scorer(reference, self.truth), self.task.scorer(outputs, self.truth)
         found = []
         for name, places in self.slices.items():
+            before, after = (self.task.scorer(o, self.truth, name) for o in (reference, outputs))
             low, high = statistics.paired(
                 partial(_within, before, places),
                 partial(_within, after, places),
@@ -162,7 +163,7 @@ def read(data: Path, onnx: Path, split: str = "test") -> TestSet:
     dataset = Dataset(data)
     task, rows = tasks.load(value("task")), dataset.rows(split)
     preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
-    truth = task.truth(dataset, rows)
+    truth = task.truth(dataset, rows, preprocess, read_json(onnx / "model.json").get("postprocess"))
     return TestSet(dataset, rows, preprocess, task, truth, section("measure", Measure), value("seed"))
 
 

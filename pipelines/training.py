@@ -135,7 +135,7 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     train, val = setup.dataset.rows("train"), setup.dataset.rows("val")
-    pixels = Pixels(setup)
+    pixels, truth = Pixels(setup), setup.task.truth(setup.dataset, val, setup.preprocess)
     checkpoint = CHECKPOINTS / f"{name}-{_key(model, setup, schedule, team.size)}.safetensors"
     curves = _resume(checkpoint, model, optimizer)
     team.agree(len(curves), f"{checkpoint}: not on every machine; share its folder between them, or remove it")
@@ -158,8 +158,9 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
                 rate = _rate(schedule, epoch * steps + step, schedule.epochs * steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                inputs = augment(images, setup.augment, generator).contiguous(memory_format=torch.channels_last)
-                labels = torch.from_numpy(setup.task.truth(setup.dataset, rows))
+                matrices = draw(images, setup.augment, generator)
+                inputs = warp(images, matrices).contiguous(memory_format=torch.channels_last)
+                labels = setup.task.targets(setup.dataset, rows, setup.preprocess, matrices)
                 optimizer.zero_grad()
                 value = forward(inputs, labels)
                 value.backward()
@@ -168,7 +169,7 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
                 seen += len(rows)
             spent["waiting"] += pixels.waited - waited
             spent["training"] += time.perf_counter() - begin
-            score = setup.task.scorer(predict(model, pixels, val), setup.task.truth(setup.dataset, val))(None)
+            score = setup.task.scorer(predict(model, pixels, val), truth)(None)
             curves.append(
                 {
                     "epoch": epoch + 1,
@@ -200,7 +201,8 @@ def predict(model: "nn.Module", pixels: "Pixels", rows: NDArray[np.int64]) -> li
     model.eval()
     with torch.inference_mode():
         found = [model(images.contiguous(memory_format=torch.channels_last)) for _, images in pixels.batches(rows, 256)]
-    return [torch.cat(found).numpy()]
+    several = [one if isinstance(one, tuple) else (one,) for one in found]
+    return [torch.cat(output).numpy() for output in zip(*several, strict=True)]
 
 
 def write_curves(path: Path, curves: list[dict[str, float]]) -> None:
@@ -284,25 +286,33 @@ class _Stacks:
         return torch.from_numpy(np.stack([self.pixels[row] for row in self.chunks[number].tolist()]))
 
 
-def augment(images: "torch.Tensor", options: Augment, generator: "torch.Generator") -> "torch.Tensor":
-    """Return images N x C x H x W, each rotated, shifted, scaled and mirrored at random; borders are repeated."""
+def draw(images: "torch.Tensor", options: Augment, generator: "torch.Generator") -> "torch.Tensor":
+    """Return for each of N images how it is rotated, shifted, scaled and mirrored, drawn at random: N x 2 x 3.
+
+    A matrix leads from a place in the changed image to the place that is shown there, both -1 to 1.
+    """
     import torch
-    from torch.nn import functional
 
     count, _, height, width = images.shape
 
-    def draw(reach: float) -> "torch.Tensor":
+    def drawn(reach: float) -> "torch.Tensor":
         return (torch.rand(count, generator=generator) * 2 - 1) * reach
 
-    angle, scale = draw(math.radians(options.rotate)), 1 + draw(options.scale)
-    right, down = draw(2 * options.shift), draw(2 * options.shift)
+    angle, scale = drawn(math.radians(options.rotate)), 1 + drawn(options.scale)
+    right, down = drawn(2 * options.shift), drawn(2 * options.shift)
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0) if options.flip else torch.ones(count)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     aspect = height / width
-    matrix = torch.stack(
+    return torch.stack(
         [torch.stack([cos * mirror, -sin * aspect, right], 1), torch.stack([sin * mirror / aspect, cos, down], 1)], 1
     )
-    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+
+
+def warp(images: "torch.Tensor", matrices: "torch.Tensor") -> "torch.Tensor":
+    """Return images N x C x H x W changed as `draw` says; borders are repeated."""
+    from torch.nn import functional
+
+    grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

@@ -29,6 +29,7 @@ QUIET = {
 }
 LOGGERS = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
 OVERLAP = 0.7  # IoU from which on the weaker of two boxes of a class is dropped; Ultralytics' own default
+LEAST_SCORE = 0.001  # of a box that counts; Ultralytics' validator takes the same
 TRAINER = {"box", "cls", "dfl", "nbs", "optimizer", "momentum", "warmup_momentum", "warmup_bias_lr", "mosaic", "mixup",
            "cutmix", "copy_paste", "close_mosaic", "hsv_h", "hsv_s", "hsv_v", "shear", "perspective", "flipud", "bgr",
            "multi_scale", "freeze", "single_cls", "cls_pw"}  # fmt: skip
@@ -121,7 +122,7 @@ def _detector(net: "nn.Module", options: Options) -> "nn.Module":
             super().__init__()
             self.net = net
             # How `tasks/detection/decode.py` reads the maps. Boxes of a head that is not end to end overlap.
-            self.postprocess = {"maps": "levels", "overlap": None if end_to_end else OVERLAP}
+            self.postprocess = {"least": LEAST_SCORE, "overlap": None if end_to_end else OVERLAP}
 
         @property
         def head(self) -> nn.Module:
@@ -242,6 +243,9 @@ def _fit(
         trainer.add_callback("on_fit_epoch_end", note)
         trainer.train()
         averaged = trainer.ema.ema
+        if hasattr(trainer.model, "student_model"):
+            trainer.model._remove_feature_hooks()  # they hold tensors of the last batch
+        model.net.criterion = None
         model.net.load_state_dict(getattr(averaged, "student_model", averaged).state_dict())
     model.eval().requires_grad_(True)
     return curves

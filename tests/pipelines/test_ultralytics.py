@@ -142,7 +142,7 @@ def test_options_take_what_is_known_alone():
     for model in ("yolo26n.pt", "../yolo26n.yaml", "https://example.org/yolo26n.yaml"):
         with pytest.raises(StageError, match=r"params\.yaml: student\.model: String should match pattern"):
             models.options(declared(model), "student")
-    with pytest.raises(StageError, match=r"student\.trainer: resume: not one of box, bgr"):
+    with pytest.raises(StageError, match=r"student\.trainer: resume: not one of bgr, box"):
         models.options({**declared("yolo26n.yaml"), "trainer": {"resume": True}}, "student")
 
 
