@@ -71,7 +71,8 @@ def quantize(
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, ranges = Path(folder) / "prepared.onnx", Path(folder) / "ranges.json"
-        quant_pre_process(source, prepared)
+        # Merged: to shape inference the batch of a Resize, floor(N * 1.0), is another dimension than N.
+        quant_pre_process(source, prepared, auto_merge=True)
         _name_nodes(prepared)
         method = quantization.CalibrationMethod.MinMax  # what the table holds are ranges, whoever chose them
         found = {name: row[options.ranges] for name, row in calibration.activations.items()}
