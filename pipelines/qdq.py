@@ -22,7 +22,8 @@ def quantize(source: Path, target: Path, calibration: Calibration, ranges: str, 
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, cache = Path(folder) / "prepared.onnx", Path(folder) / "ranges.json"
-        quant_pre_process(source, prepared)
+        # Merged: to shape inference the batch of a Resize, floor(N * 1.0), is another dimension than N.
+        quant_pre_process(source, prepared, auto_merge=True)
         _name_nodes(prepared)
         method = quantization.CalibrationMethod.MinMax  # what the table holds are ranges, whoever chose them
         found = {name: row[ranges] for name, row in calibration.activations.items()}

@@ -101,7 +101,7 @@ def _taken(scores: NDArray[np.float64], sides: NDArray[np.float64], least: float
     label, y, x = np.nonzero(scores >= least)
     left, top, right, bottom = sides[:, y, x]
     corner = np.stack([(x + 0.5 - left) / width, (y + 0.5 - top) / height], 1)
-    return np.c_[corner, (left + right) / width, (top + bottom) / height, label, scores[label, y, x]]
+    return np.asarray(np.c_[corner, (left + right) / width, (top + bottom) / height, label, scores[label, y, x]])
 
 
 def _apart(taken: NDArray[np.float64], overlap: float, most: int) -> list[int]:
