@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from pipelines import evaluation, tasks
 from pipelines.data import Dataset
+from pipelines.files import read_json
 from pipelines.images import ImageError
-from pipelines.predict import DECODERS
+from pipelines.preprocess import Preprocess
 
 THUMBNAIL = 160  # pixels of the longer edge
 MOVED = 0.005  # a smaller distance between two models on an image is not worth showing
@@ -43,10 +44,12 @@ class Shown:
 class Judged:
     """The test split, and the outputs of models on it."""
 
-    def __init__(self, data: Path, task: str) -> None:
+    def __init__(self, data: Path, onnx: Path, task: str) -> None:
         self.dataset, self.name, self.task = Dataset(data), task, tasks.load(task)
         self.rows = self.dataset.rows("test")
-        self.truth = self.task.truth(self.dataset, self.rows)
+        preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
+        postprocess = read_json(onnx / "model.json").get("postprocess")
+        self.truth = self.task.truth(self.dataset, self.rows, preprocess, postprocess)
 
     def read(self, path: Path) -> Outputs | None:
         """Return the outputs in a file; None when there is none, or it is of other images."""
@@ -110,7 +113,7 @@ class Judged:
 
     def _said(self, outputs: Outputs, n: int, score: float) -> Said:
         if self.name == "classification":
-            said = DECODERS[self.name]([outputs[0][n : n + 1]], {"classes": self.dataset.classes})[0]
+            said = tasks.decoder(self.name).decode([outputs[0][n : n + 1]], {"classes": self.dataset.classes})[0]
             return Said(said["label"], f"{100 * said['score']:.1f} %", said["class"] == self.truth[n])
         return Said(f"{100 * score:.1f} %", self.task.METRIC, None)
 

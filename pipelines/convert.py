@@ -7,38 +7,44 @@ import numpy as np
 
 from pipelines import models
 from pipelines.files import write_file, write_json
+from pipelines.models.onnx import INPUT, OPSET, OUTPUT
 from pipelines.stage import StageError, run
 
 if TYPE_CHECKING:
     from torch import nn
 
-OPSET = 17  # the newest that all quantizers take
 TOLERANCE = 1e-4  # of the largest output
-INPUT, OUTPUT = "images", "outputs"
 
 
 def main(teacher: Path, student: Path, pruned: Path, out: Path) -> None:
     """Write `out`: `teacher.onnx`, `student.onnx`, `pruned.onnx`, `preprocess.json` and `model.json`.
 
-    Input `images`, float32 N x C x H x W, and output `outputs`, N x classes; N is dynamic. Raises StageError when
-    a converted model differs from torch.
+    Input `images`, float32 N x C x H x W, and output `outputs`, N x classes, or those that the model names; N is
+    dynamic. Raises StageError when a converted model differs from torch.
     """
     for name, folder in {"teacher": teacher, "student": student, "pruned": pruned}.items():
         model, spec = models.load(folder / "model.safetensors")
         size = spec["preprocess"]
         export(model, (spec["channels"], size["height"], size["width"]), out / f"{name}.onnx")
     write_json(out / "preprocess.json", spec["preprocess"])
-    write_json(out / "model.json", {k: spec[k] for k in ("task", "classes", "channels")})
+    found = {k: spec[k] for k in ("task", "classes", "channels")}
+    write_json(
+        out / "model.json", {**found, "postprocess": model.postprocess} if hasattr(model, "postprocess") else found
+    )
 
 
 def export(model: "nn.Module", shape: tuple[int, int, int], path: Path) -> None:
-    """Write a model that takes images of `shape`, C x H x W, as ONNX with a dynamic batch, and check it."""
+    """Write a model that takes images of `shape`, C x H x W, as ONNX with a dynamic batch, and check it.
+
+    A model with more than one output names them in `outputs`.
+    """
     import warnings
 
     import onnx
     import torch
 
-    axes = {INPUT: {0: "N"}, OUTPUT: {0: "N"}}
+    outputs = getattr(model, "outputs", (OUTPUT,))
+    axes = {name: {0: "N"} for name in (INPUT, *outputs)}
     with write_file(path) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
@@ -47,7 +53,7 @@ def export(model: "nn.Module", shape: tuple[int, int, int], path: Path) -> None:
             str(part),
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=list(outputs),
             dynamic_axes=axes,
             dynamo=False,  # deprecated, but the newer exporter writes source paths into the file
         )
@@ -70,15 +76,17 @@ def compare(model: "nn.Module", path: Path, shape: tuple[int, int, int]) -> None
     for count in (1, 3):
         images: Any = generator.standard_normal((count, *shape)).astype(np.float32)
         with torch.inference_mode():
-            wanted = model(torch.from_numpy(images)).numpy()
-        found = session.run(None, {INPUT: images})[0]
-        if found.shape != wanted.shape:
-            raise StageError(
-                f"{path.name}: ONNX gives shape {found.shape}, torch {wanted.shape}; the batch is not dynamic"
-            )
-        difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
-        if not difference <= TOLERANCE:
-            raise StageError(f"{path.name}: ONNX differs from torch by {difference:.1e} of the largest output")
+            given = model(torch.from_numpy(images))
+        several = given if isinstance(given, tuple) else (given,)
+        for found, tensor in zip(session.run(None, {INPUT: images}), several, strict=True):
+            wanted = tensor.numpy()
+            if found.shape != wanted.shape:
+                raise StageError(
+                    f"{path.name}: ONNX gives shape {found.shape}, torch {wanted.shape}; the batch is not dynamic"
+                )
+            difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+            if not difference <= TOLERANCE:
+                raise StageError(f"{path.name}: ONNX differs from torch by {difference:.1e} of the largest output")
 
 
 if __name__ == "__main__":

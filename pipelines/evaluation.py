@@ -24,7 +24,7 @@ Outputs = list[NDArray[Any]]
 METRICS = {
     "agreement": "share of images on which the candidate and the pruned FP32 model say the same",
     "calibration_overlap": "calibration images that are, or nearly are, test images; an INT8 target allows none",
-    "compression": "bytes of the teacher in FP32 ONNX / bytes of the artifact",
+    "compression": "bytes of the teacher (of a given model: of itself) in FP32 ONNX / bytes of the artifact",
     "drop_fp32": "points of the task metric lost against the pruned FP32 model",
     "drop_teacher": "points of the task metric lost against the teacher",
     "drop_worst_slice": "points lost against the pruned FP32 model in the slice (class, brightness) that loses most",
@@ -102,12 +102,18 @@ class TestSet:
             metric: scorer(None),
             f"{metric}_low": low,
             f"{metric}_high": high,
-            "slices": {name: scorer(places) for name, places in self.slices.items()},
+            **self.task.details(outputs, self.truth),
+            "slices": {n: self.task.scorer(outputs, self.truth, n)(places) for n, places in self.slices.items()},
             "images": len(self.rows),
         }
 
-    def drop(self, name: str, reference: Outputs, outputs: Outputs) -> dict[str, float]:
-        """Return the points lost from `reference` to `outputs`, and the share kept, with paired-bootstrap intervals."""
+    def drop(self, name: str, reference: Outputs | None, outputs: Outputs) -> dict[str, float | None]:
+        """Return the points lost from `reference` to `outputs`, and the share kept, with paired-bootstrap intervals.
+
+        Without a reference, which the teacher of a given model is, all are None.
+        """
+        if reference is None:
+            return dict.fromkeys(f"{what}_{name}{end}" for what in ("drop", "kept") for end in ("", "_low", "_high"))
         if outputs is reference:
             kept = dict.fromkeys((f"kept_{name}{end}" for end in ("", "_low", "_high")), 1.0)
             return {**dict.fromkeys((f"drop_{name}{end}" for end in ("", "_low", "_high")), 0.0), **kept}
@@ -130,9 +136,9 @@ class TestSet:
         The interval is that of all slices at once: its ends are the largest low and the largest high end of any, so
         that a bound is kept when every slice keeps it, and broken when one surely breaks it.
         """
-        before, after = self.task.scorer(reference, self.truth), self.task.scorer(outputs, self.truth)
         found = []
         for name, places in self.slices.items():
+            before, after = (self.task.scorer(o, self.truth, name) for o in (reference, outputs))
             low, high = statistics.paired(
                 partial(_within, before, places),
                 partial(_within, after, places),
@@ -157,7 +163,7 @@ def read(data: Path, onnx: Path, split: str = "test") -> TestSet:
     dataset = Dataset(data)
     task, rows = tasks.load(value("task")), dataset.rows(split)
     preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
-    truth = task.truth(dataset, rows)
+    truth = task.truth(dataset, rows, preprocess, read_json(onnx / "model.json").get("postprocess"))
     return TestSet(dataset, rows, preprocess, task, truth, section("measure", Measure), value("seed"))
 
 

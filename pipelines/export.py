@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines import bom, card, images, params, predict, preprocess, signing, targets, tasks
@@ -86,9 +85,13 @@ def main(
         copy_file(onnx / "preprocess.json", folder / "preprocess.json")
         model = read_json(onnx / "model.json")
         classes = model["classes"]
-        write_json(folder / "postprocess.json", {**tasks.load(model["task"]).POSTPROCESS, "classes": classes})
+        write_json(
+            folder / "postprocess.json",
+            {**tasks.load(model["task"]).POSTPROCESS, **model.get("postprocess", {}), "classes": classes},
+        )
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-        (folder / "predict.py").write_text(program(runtime), encoding="utf-8")
+        decoder = tasks.decoder(model["task"])
+        (folder / "predict.py").write_text(program(runtime, decoder), encoding="utf-8")
         evidence = {
             "format": FORMAT,
             "project": value("project"),
@@ -119,9 +122,12 @@ def main(
     print(f"{target}: {evidence['verdict']['verdict']}; bundle {sha256_file(out / SUMS)[:12]}")
 
 
-def program(runtime: ModuleType) -> str:
-    """Return the source of a bundle's `predict.py`: one file, which needs numpy and the runtime alone."""
-    parts = [inspect.getsource(module) for module in (predict, images, preprocess)]
+def program(runtime: ModuleType, decoder: ModuleType) -> str:
+    """Return the source of a bundle's `predict.py`: one file, which needs numpy and the runtime alone.
+
+    `decoder` is the module `decode` of the task.
+    """
+    parts = [inspect.getsource(module) for module in (predict, images, preprocess, decoder)]
     lines = [line for part in parts for line in part.splitlines() if not line.startswith("from pipelines.")]
     load = inspect.getsource(runtime.load)
     artifact = runtime.FILES[0]
@@ -132,11 +138,11 @@ def program(runtime: ModuleType) -> str:
             "",
             "def model(threads: int = 1) -> Model:",
             '    """Return the model of the bundle in which this file lies."""',
-            f"    return Model(Path(__file__).resolve().parent, load, {artifact!r}, threads)",
+            f"    return Model(Path(__file__).resolve().parent, load, decode, hits, {artifact!r}, threads)",
             "",
             "",
             'if __name__ == "__main__":',
-            f"    main(Path(__file__).resolve().parent, load, {artifact!r})",
+            "    main(Path(__file__).resolve().parent, model)",
             "",
         ]
     )
@@ -162,9 +168,9 @@ def golden(folder: Path, dataset: Dataset, options: Export) -> dict[str, Any]:
         stratum = dataset.stratum(row)
         places[stratum] = places.get(stratum, 0) + 1
         turns.append((places[stratum], stratum, int(row)))
-    rows = [row for *_, row in sorted(turns)[: options.golden]]
+    rows = np.array([row for *_, row in sorted(turns)[: options.golden]], np.int64)
     pixels = np.stack([prepare.pixels(dataset.image(row)) for row in rows])
-    labels: NDArray[np.int64] = np.array([dataset.stratum(row) for row in rows], np.int64)
+    labels = tasks.load(dataset.info["task"]).golden(dataset, rows, prepare)
     (folder / "golden").mkdir()
     np.save(folder / "golden" / "images.npy", pixels, allow_pickle=False)
     np.save(folder / "golden" / "labels.npy", labels, allow_pickle=False)
@@ -173,8 +179,10 @@ def golden(folder: Path, dataset: Dataset, options: Export) -> dict[str, Any]:
         found = [model([image])[0] for image in pixels]
     except Exception as error:
         raise StageError(f"{folder.name}: the packed program does not run: {error}") from error
-    correct = int(sum(p["class"] == label for p, label in zip(found, labels, strict=True)))
-    return {"images": len(rows), "correct": correct, "required": max(correct - options.golden_lost, 0)}
+    correct = sum(model.hits(p, label) for p, label in zip(found, labels, strict=True))
+    answers = len(labels) if labels.ndim == 1 else int((labels[:, :, 4] >= 0).sum())
+    required = max(correct - options.golden_lost, 0)
+    return {"images": len(rows), "answers": answers, "correct": correct, "required": required}
 
 
 def data_hash(data: Path) -> str:

@@ -18,36 +18,36 @@ from pipelines.images import ImageError, decode
 from pipelines.preprocess import Preprocess
 
 Predict = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
-
-
-def classify(outputs: Sequence[NDArray[Any]], postprocess: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return of each image the most probable class: `label`, `class` and `score`, the softmax of its logit."""
-    logits = np.asarray(outputs[0], np.float64)
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    best = shares.argmax(1)
-    return [
-        {"label": postprocess["classes"][n], "class": int(n), "score": round(float(shares[row, n]), 6)}
-        for row, n in enumerate(best)
-    ]
-
-
-DECODERS = {"classification": classify}
+Decode = Callable[..., list[dict[str, Any]]]  # outputs, postprocess.json, Preprocess, shapes of the images
+Hits = Callable[[dict[str, Any], NDArray[Any]], int]  # of what a prediction should say, how much it says
 
 
 class Model:
-    """The artifact of a bundle with its pre- and postprocessing; `load` is that of the bundle's runtime."""
+    """The artifact of a bundle with its pre- and postprocessing.
 
-    def __init__(self, folder: Path, load: Callable[[Path, int], Predict], artifact: str, threads: int) -> None:
+    `load` is that of the bundle's runtime, `decode` and `hits` those of its task; `hits` says how much of the truth of
+    a golden image a prediction has.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        load: Callable[[Path, int], Predict],
+        decode: Decode,
+        hits: Hits,
+        artifact: str,
+        threads: int,
+    ) -> None:
         read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
         self.preprocess = Preprocess.from_dict(read("preprocess.json"))
         self.postprocess: dict[str, Any] = read("postprocess.json")
         self.run = load(folder / "model" / artifact, threads)
+        self.decode, self.hits = decode, hits
 
     def __call__(self, images: Sequence[NDArray[Any]]) -> list[dict[str, Any]]:
         """Return the prediction for each image, H x W x C. Raises ValueError on a wrong number of channels."""
         batch = np.stack([self.preprocess(image) for image in images])
-        return DECODERS[self.postprocess["task"]](self.run(batch), self.postprocess)
+        return self.decode(self.run(batch), self.postprocess, self.preprocess, [image.shape for image in images])
 
 
 def read_image(path: Path) -> NDArray[Any]:
@@ -71,8 +71,8 @@ def verify(folder: Path) -> None:
             raise ValueError(f"{name}: differs from SHA256SUMS; pull the bundle again")
 
 
-def main(folder: Path, load: Callable[[Path, int], Predict], artifact: str) -> None:
-    """Print one JSON line for each image on the command line."""
+def main(folder: Path, model: Callable[[int], Model]) -> None:
+    """Print one JSON line for each image on the command line; `model` gives the model of a number of threads."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--verify", action="store_true", help="compare the files with SHA256SUMS first")
@@ -81,9 +81,9 @@ def main(folder: Path, load: Callable[[Path, int], Predict], artifact: str) -> N
     try:
         if arguments.verify:
             verify(folder)
-        model = Model(folder, load, artifact, arguments.threads)
+        loaded = model(arguments.threads)
         for path in arguments.images:
-            print(json.dumps({"image": str(path), **model([read_image(path)])[0]}))
+            print(json.dumps({"image": str(path), **loaded([read_image(path)])[0]}))
     except (ImportError, OSError, ValueError) as error:
         print(f"predict: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -61,6 +61,22 @@ class Preprocess:
         normal = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
+    def place(self, corners: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+        """Return boxes of an image of `height` x `width` (N x 4: left, top, right, bottom) in pixels of the input."""
+        scale, offset = self._frame(height, width)
+        return corners * scale + offset
+
+    def restore(self, corners: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+        """Return boxes in pixels of the input (N x 4) in those of an image of `height` x `width`, cut at its edges."""
+        scale, offset = self._frame(height, width)
+        return np.asarray(np.clip((corners - offset) / scale, 0, np.array([width, height] * 2)))
+
+    def _frame(self, height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        top, left, high, wide = 0, 0, self.height, self.width
+        if self.resize == "letterbox":
+            top, left, high, wide = letterbox(height, width, self.height, self.width)
+        return np.array([wide / width, high / height] * 2), np.array([left, top] * 2, np.float64)
+
     def __call__(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Return one image, H x W x C, as the model's input, C x H x W in float32."""
         return self.normalize(self.pixels(image))

@@ -22,7 +22,8 @@ def quantize(source: Path, target: Path, calibration: Calibration, ranges: str, 
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, cache = Path(folder) / "prepared.onnx", Path(folder) / "ranges.json"
-        quant_pre_process(source, prepared)
+        # Merged: to shape inference the batch of a Resize, floor(N * 1.0), is another dimension than N.
+        quant_pre_process(source, prepared, auto_merge=True)
         unknown = _name_nodes(prepared, set(calibration.activations))
         method = quantization.CalibrationMethod.MinMax  # what the table holds are ranges, whoever chose them
         found = {name: row[ranges] for name, row in calibration.activations.items()}
@@ -51,7 +52,7 @@ def quantized(artifact: Path) -> list[str]:
     graph = onnx.load(artifact).graph
     made = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     # Weights are dequantized too: an operator is quantized when its first input is.
-    return [n.name for n in graph.node if n.op_type != "QuantizeLinear" and n.input[0] in made]
+    return [n.name for n in graph.node if n.op_type != "QuantizeLinear" and n.input and n.input[0] in made]
 
 
 def _name_nodes(path: Path, known: set[str]) -> list[str]:

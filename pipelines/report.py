@@ -55,7 +55,7 @@ def render(build: Path) -> str:
         raise UnansweredError(f"{build}: no metrics; run `dvc repro` first")
     everything = params.read()
     metric = tasks.load(everything["task"]).METRIC
-    judged = Judged(build / "data", everything["task"])
+    judged = Judged(build / "data", build / "onnx", everything["task"])
     targets = [findings.target(build, name, m, verdict) for name, m, verdict in found if verdict != "-"]
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(

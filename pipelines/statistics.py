@@ -1,5 +1,6 @@
 """Bootstrap confidence intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13)."""
 
+import math
 import operator
 from collections.abc import Callable
 
@@ -43,5 +44,7 @@ def _samples(images: int, resamples: int, seed: int) -> list[NDArray[np.int64]]:
 
 
 def _percentiles(values: list[float]) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    """Return the interval of those values that could be told: a resample without any object has no precision."""
+    told = [value for value in values if not math.isnan(value)]
+    low, high = np.quantile(told, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

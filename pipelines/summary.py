@@ -35,7 +35,9 @@ def main(build: Path) -> None:
 def variants(build: Path) -> list[tuple[str, dict[str, Any], str]]:
     """Return name, metrics and verdict of each variant: the FP32 models, then by name the targets built here."""
     baseline = build / "baseline" / "metrics.json"
-    found = [(f"{n}-fp32", m, "-") for n, m in read_json(baseline).items()] if baseline.is_file() else []
+    fp32 = read_json(baseline) if baseline.is_file() else {}
+    # A model that was given, not made by the line, was never pruned.
+    found = [(f"{n if len(fp32) > 1 else 'given'}-fp32", m, "-") for n, m in fp32.items()]
     found.sort(key=lambda v: -v[1]["size_bytes"])
     for file in sorted((build / "metrics").glob("*.json")):
         verdict = build / "verdicts" / file.name
@@ -65,6 +67,8 @@ def _row(name: str, metrics: dict[str, Any], verdict: str, metric: str) -> list[
 
 def _drop(metrics: dict[str, Any], reference: str) -> str:
     value, low, high = (metrics[f"drop_{reference}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
     return f"{value:.2f} ({low:+.1f}..{high:+.1f})" if low or high else f"{value:.2f}"
 
 

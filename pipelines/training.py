@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import processes, tasks, workers
+from pipelines import models, processes, tasks, workers
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_bytes, write_file
 from pipelines.params import Section, section, value
 from pipelines.preprocess import Preprocess
+from pipelines.stage import StageError
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,28 @@ class Setup:
             "preprocess": self.preprocess.to_dict(),
         }
 
+    def build(self, key: str) -> tuple["nn.Module", dict[str, Any]]:
+        """Return the untrained model declared under `key`, and its spec.
+
+        Raises StageError when it does not take the images, or does not give what the task wants.
+        """
+        import torch
+
+        spec = self.spec(value(key))
+        model = models.build(spec["model"], spec["channels"], len(spec["classes"]), key)
+        images = torch.zeros(2, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+        try:
+            with torch.inference_mode():
+                outputs = model.eval()(images)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            took = " x ".join(map(str, images.shape[1:]))
+            reason = " ".join(f"{error}".split())[:200]
+            raise StageError(f"params.yaml: {key}: does not take images of {took}: {reason}") from None
+        models.start(model, spec, key)
+        if wrong := self.task.unfit(outputs, len(spec["classes"])):
+            raise StageError(f"params.yaml: {key}: {wrong}")
+        return model, spec
+
 
 def prepare(data: Path) -> Setup:
     """Read the shared sections of `params.yaml`, and make torch deterministic with `threads` threads."""
@@ -100,16 +123,19 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
 
     Under `torchrun` each process takes its part of every batch, and batch normalization sees that part; the first
     process writes, and this function returns in it alone: the others end here. Raises StageError when only some
-    of them find the checkpoint.
+    of them find the checkpoint. A model with a `fit` of its own is trained by that.
     """
     import torch
     from tqdm import tqdm
 
+    if hasattr(model, "fit"):
+        own: list[dict[str, float]] = model.fit(name, setup, schedule)
+        return own
     team = processes.join()
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     train, val = setup.dataset.rows("train"), setup.dataset.rows("val")
-    pixels = Pixels(setup)
+    pixels, truth = Pixels(setup), setup.task.truth(setup.dataset, val, setup.preprocess)
     checkpoint = CHECKPOINTS / f"{name}-{_key(model, setup, schedule, team.size)}.safetensors"
     curves = _resume(checkpoint, model, optimizer)
     team.agree(len(curves), f"{checkpoint}: not on every machine; share its folder between them, or remove it")
@@ -132,8 +158,9 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
                 rate = _rate(schedule, epoch * steps + step, schedule.epochs * steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                inputs = augment(images, setup.augment, generator).contiguous(memory_format=torch.channels_last)
-                labels = torch.from_numpy(setup.task.truth(setup.dataset, rows))
+                matrices = draw(images, setup.augment, generator)
+                inputs = warp(images, matrices).contiguous(memory_format=torch.channels_last)
+                labels = setup.task.targets(setup.dataset, rows, setup.preprocess, matrices)
                 optimizer.zero_grad()
                 value = forward(inputs, labels)
                 value.backward()
@@ -142,7 +169,7 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
                 seen += len(rows)
             spent["waiting"] += pixels.waited - waited
             spent["training"] += time.perf_counter() - begin
-            score = setup.task.scorer(predict(model, pixels, val), setup.task.truth(setup.dataset, val))(None)
+            score = setup.task.scorer(predict(model, pixels, val), truth)(None)
             curves.append(
                 {
                     "epoch": epoch + 1,
@@ -174,7 +201,8 @@ def predict(model: "nn.Module", pixels: "Pixels", rows: NDArray[np.int64]) -> li
     model.eval()
     with torch.inference_mode():
         found = [model(images.contiguous(memory_format=torch.channels_last)) for _, images in pixels.batches(rows, 256)]
-    return [torch.cat(found).numpy()]
+    several = [one if isinstance(one, tuple) else (one,) for one in found]
+    return [torch.cat(output).numpy() for output in zip(*several, strict=True)]
 
 
 def write_curves(path: Path, curves: list[dict[str, float]]) -> None:
@@ -258,25 +286,33 @@ class _Stacks:
         return torch.from_numpy(np.stack([self.pixels[row] for row in self.chunks[number].tolist()]))
 
 
-def augment(images: "torch.Tensor", options: Augment, generator: "torch.Generator") -> "torch.Tensor":
-    """Return images N x C x H x W, each rotated, shifted, scaled and mirrored at random; borders are repeated."""
+def draw(images: "torch.Tensor", options: Augment, generator: "torch.Generator") -> "torch.Tensor":
+    """Return for each of N images how it is rotated, shifted, scaled and mirrored, drawn at random: N x 2 x 3.
+
+    A matrix leads from a place in the changed image to the place that is shown there, both -1 to 1.
+    """
     import torch
-    from torch.nn import functional
 
     count, _, height, width = images.shape
 
-    def draw(reach: float) -> "torch.Tensor":
+    def drawn(reach: float) -> "torch.Tensor":
         return (torch.rand(count, generator=generator) * 2 - 1) * reach
 
-    angle, scale = draw(math.radians(options.rotate)), 1 + draw(options.scale)
-    right, down = draw(2 * options.shift), draw(2 * options.shift)
+    angle, scale = drawn(math.radians(options.rotate)), 1 + drawn(options.scale)
+    right, down = drawn(2 * options.shift), drawn(2 * options.shift)
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0) if options.flip else torch.ones(count)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     aspect = height / width
-    matrix = torch.stack(
+    return torch.stack(
         [torch.stack([cos * mirror, -sin * aspect, right], 1), torch.stack([sin * mirror / aspect, cos, down], 1)], 1
     )
-    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+
+
+def warp(images: "torch.Tensor", matrices: "torch.Tensor") -> "torch.Tensor":
+    """Return images N x C x H x W changed as `draw` says; borders are repeated."""
+    from torch.nn import functional
+
+    grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

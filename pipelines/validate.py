@@ -33,7 +33,8 @@ def main(
     if precision == "int8" and not any(frozen.digest.encode() in (artifact / f).read_bytes() for f in runtime.FILES):
         raise StageError(f"{artifact}: was calibrated on other images; run: dvc repro quantize@{name}")
     found = test.outputs(runtime.load(file, test.measure.threads))
-    pruned, teacher = (evaluation.read_outputs(baseline / f"{n}.npz") for n in ("pruned", "teacher"))
+    twins = _twins(onnx)
+    fp32 = {twin: evaluation.read_outputs(baseline / f"{twin}.npz") for twin in twins}
     if runtime.INSTEAD:
         note = f"not run on {target.runtime}: its answers are those of {runtime.INSTEAD}, and nothing was timed"
         timed: dict[str, float | None] = dict.fromkeys(evaluation.TIMED)
@@ -46,10 +47,10 @@ def main(
         out,
         {
             **test.score(found),
-            **test.drop("teacher", teacher, found),
-            **test.drop("fp32", pruned, found),
+            **test.drop("teacher", fp32.get("teacher"), found),
+            **test.drop("fp32", fp32["pruned"], found),
             **timed,
-            **test.worst_slice(pruned, found),
+            **test.worst_slice(fp32["pruned"], found),
             "precision": precision,
             "chosen": note,
             "kept_operators": len(made["kept"]),
@@ -57,9 +58,9 @@ def main(
             "int8_operators": sum(o.precision == "int8" for o in operators),
             "operators": len(operators),
             "calibration_overlap": frozen.overlap() if precision == "int8" else None,
-            "agreement": test.task.agreement(pruned, found),
+            "agreement": test.task.agreement(fp32["pruned"], found),
             "size_bytes": size,
-            "compression": size_of(onnx / "teacher.onnx") / size,
+            "compression": size_of(onnx / f"{twins[-1]}.onnx") / size,
             "sha256": {name: sha256_file(artifact / name) for name in runtime.FILES},
         },
     )
@@ -70,7 +71,7 @@ def _timed(name: str, runtime: ModuleType, file: Path, onnx: Path, test: evaluat
     options = test.measure.model_dump()
     candidate, fp32 = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for twin in ("pruned", "teacher"):
+        for twin in _twins(onnx):
             runtime.quantize(onnx / f"{twin}.onnx", None, "fp32", None, Path(folder) / twin)
             files = {"candidate": file, "twin": Path(folder) / twin / runtime.FILES[0]}
             times = measure.interleaved(name, files, test.shape, options)["times_ms"]
@@ -80,8 +81,13 @@ def _timed(name: str, runtime: ModuleType, file: Path, onnx: Path, test: evaluat
         **measure.alone(name, file, test.shape, options),
         "fp32_p50_ms": fp32["pruned"],
         "speedup": fp32["pruned"] / float(np.median(candidate["pruned"])),
-        "speedup_teacher": fp32["teacher"] / float(np.median(candidate["teacher"])),
+        "speedup_teacher": fp32["teacher"] / float(np.median(candidate["teacher"])) if "teacher" in fp32 else None,
     }
+
+
+def _twins(onnx: Path) -> list[str]:
+    """Return the FP32 models beside which an artifact is measured; a given model has no teacher."""
+    return [name for name in ("pruned", "teacher") if (onnx / f"{name}.onnx").is_file()]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def init(arguments: Arguments) -> Iterator[Answer]:
     """Make a project for somebody's data. Raises StageError when DIR holds something, or DATA cannot be read."""
     from pipelines import project
 
-    made = project.make(arguments.folder, arguments.data, arguments.project, arguments.size)
+    made = project.make(arguments.folder, arguments.data, arguments.project, arguments.size, arguments.model)
     yield Answer(project.describe(arguments.folder, made), {"folder": str(arguments.folder), **made})
 
 

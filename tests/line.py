@@ -40,8 +40,11 @@ def change(root: Path, changes: dict) -> None:
     file.write_text(yaml.safe_dump(merge(params.read(file), changes), sort_keys=False))
 
 
-def copy(root: Path, shrunk: dict | None = None, whole: bool = False) -> Path:
-    """Make `root` a git repository with the project's files as they are here, and (but for `whole`) shrunk params."""
+def copy(root: Path, shrunk: dict | None = None, whole: bool = False, example: str = "") -> Path:
+    """Make `root` a git repository with the project's files as they are here, and (but for `whole`) shrunk params.
+
+    `example` is a folder of examples/ whose params.yaml is taken in place of the project's; nothing else shrinks it.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -52,7 +55,9 @@ def copy(root: Path, shrunk: dict | None = None, whole: bool = False) -> Path:
         if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")) and name != "dvc.lock":
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, root / name)
-    change(root, merge({} if whole else SHRUNK, shrunk or {}))
+    if example:
+        shutil.copyfile(ROOT / "examples" / example / "params.yaml", root / "params.yaml")
+    change(root, merge({} if whole or example else SHRUNK, shrunk or {}))
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "The project"]):
         run(root, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words)
     return root

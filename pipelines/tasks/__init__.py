@@ -1,4 +1,4 @@
-"""Tasks: one file each, named in `task`. A task knows its losses, how outputs are decoded, and its metrics."""
+"""Tasks: one folder each, named in `task`. A task knows its losses, how outputs are decoded, and its metrics."""
 
 import importlib
 import pkgutil
@@ -17,3 +17,8 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise StageError(f"params.yaml: task: no such task {name!r}; have: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def decoder(name: str) -> ModuleType:
+    """Import what makes predictions of outputs, for a task of `names()`; it needs numpy alone and goes into bundles."""
+    return importlib.import_module(f"{__name__}.{name}.decode")

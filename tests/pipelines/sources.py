@@ -188,10 +188,16 @@ def arrays(root: Path, count: int = 8) -> dict:
     return {"format": "arrays", "path": str(root), "arrays": pairs}
 
 
+def scenes(root):
+    sizes = {"images": 10, "size": 32, "digits": 3, "smallest": 12, "largest": 24}
+    return {"format": "digit_scenes", "path": str(root), "seed": 0, **sizes}
+
+
 # Format: how a source of it is written, its task, and whether it brings splits.
 ALL = {
     "arrays": (arrays, "classification", True),
     "coco": (coco, "detection", True),
+    "digit_scenes": (scenes, "detection", True),
     "digits": (lambda root: {"format": "digits", "path": str(root), "size": 8}, "classification", False),
     "folder": (folder, "classification", False),
     "table": (table, "classification", True),

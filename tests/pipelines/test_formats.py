@@ -13,7 +13,7 @@ from pipelines.files import sha256_tree
 from pipelines.stage import StageError
 from tests.pipelines import sources
 
-OWN = sorted(set(sources.ALL) - {"digits"})
+OWN = sorted(set(sources.ALL) - {"digits", "digit_scenes"})
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +150,28 @@ def test_bccd_as_it_comes_and_under_its_contract():
     checks = {one["check"]: one for one in json.loads(Path("contract/results.json").read_text())["checks"]}
     assert [name for name, one in checks.items() if not one["success"]] == ["box_area"]
     assert checks["box_area"]["unexpected"] == 2 and checks["box_area"]["values"] == 4888
+
+
+def scenes(seed):
+    options = {"format": "digit_scenes", "path": ".", "seed": seed, "images": 20, "size": 64, "digits": 4}
+    return sources.run({**options, "smallest": 12, "largest": 24}, "detection", f"scenes-{seed}")
+
+
+def test_scenes_come_from_the_seed_and_their_boxes_hold_the_digits():
+    dataset, other = scenes(0), scenes(1)
+    assert dataset.info["images"] == {"train": 14, "val": 2, "test": 4} and dataset.classes == list("0123456789")
+    assert set(dataset.column("pixel_hash")).isdisjoint(other.column("pixel_hash"))
+    shutil.rmtree(".quantmill")
+    before = sha256_tree(Path("scenes-0"))
+    scenes(0)
+    assert sha256_tree(Path("scenes-0")) == before
+    heights = np.concatenate([dataset.boxes(row)[:, 3] for row in range(20)])
+    assert len(heights) > 20 and heights.min() >= 5 and heights.max() <= 24
+
+
+def test_scenes_of_another_task_or_of_sizes_that_do_not_fit_are_refused():
+    options = formats.load("digit_scenes").Options(
+        path=".", seed=0, images=10, size=64, digits=4, smallest=30, largest=20
+    )
+    with pytest.raises(StageError, match="must grow in this order"):
+        formats.load("digit_scenes").read(options, "detection")

@@ -65,12 +65,13 @@ def test_a_checkpoint_of_other_settings_is_not_taken_up(project, monkeypatch):
 
 def test_without_augmentation_images_stay_as_they_are():
     images = torch.rand(3, 2, 8, 12)
-    assert torch.allclose(training.augment(images, STILL, torch.Generator()), images, atol=1e-5)
+    assert torch.allclose(training.warp(images, training.draw(images, STILL, torch.Generator())), images, atol=1e-5)
 
 
 def test_flip_mirrors_left_and_right_and_nothing_else():
     images = torch.rand(64, 1, 6, 9)
-    changed = training.augment(images, STILL.model_copy(update={"flip": True}), torch.Generator().manual_seed(0))
+    options = STILL.model_copy(update={"flip": True})
+    changed = training.warp(images, training.draw(images, options, torch.Generator().manual_seed(0)))
     mirrored = [torch.allclose(c, i.flip(-1), atol=1e-5) for c, i in zip(changed, images, strict=True)]
     same = [torch.allclose(c, i, atol=1e-5) for c, i in zip(changed, images, strict=True)]
     assert all(a != b for a, b in zip(mirrored, same, strict=True)) and 10 < sum(mirrored) < 54
@@ -79,7 +80,8 @@ def test_flip_mirrors_left_and_right_and_nothing_else():
 def test_rotation_keeps_circles_round_in_images_that_are_not_square():
     y, x = np.mgrid[:40, :80]
     disc = torch.from_numpy((np.hypot(y - 19.5, x - 39.5) < 12).astype(np.float32))[None, None].repeat(8, 1, 1, 1)
-    turned = training.augment(disc, STILL.model_copy(update={"rotate": 180.0}), torch.Generator().manual_seed(0))
+    options = STILL.model_copy(update={"rotate": 180.0})
+    turned = training.warp(disc, training.draw(disc, options, torch.Generator().manual_seed(0)))
     assert float((turned - disc).abs().mean()) < 0.01
 
 
