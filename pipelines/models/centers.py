@@ -109,6 +109,7 @@ def build(options: Options, channels: int, classes: int) -> "nn.Module":
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             x = self.features(x)
-            return self.head(*(tower(x) for tower in self.towers))
+            found: tuple[torch.Tensor, torch.Tensor] = self.head(*(tower(x) for tower in self.towers))
+            return found
 
     return Centers()
