@@ -1,8 +1,8 @@
 """Model families: one file each, named in `teacher.family` and `student.family`.
 
 Each module has `Options(Section)` and `build(options, channels, classes) -> nn.Module`. A model of ours maps
-float32 N x C x H x W to logits N x classes, and its `features` is the submodule whose output, N x D x h x w,
-is compared in feature distillation.
+float32 N x C x H x W to logits N x classes (a detector: to the maps that `tasks/detection` reads, whose names are
+`outputs`), and its `features` is the submodule whose output, N x D x h x w, is compared in feature distillation.
 """
 
 import importlib
