@@ -31,8 +31,9 @@ check: .venv/test ## Lint, types and the declared graph: seconds
 	mypy
 	python -m pytest tests/test_dag.py tests/pipelines/test_check.py
 
-bench: .venv/test ## Measure what the line costs, as ratios
+bench: .venv/bench ## Measure what the line costs, and INT8 beside FP32 and the peers, as ratios
 	python -m benchmarks.line
+	python -m benchmarks.targets --write
 
 schema: .venv/core ## Write params.schema.json anew from the typed sections
 	python -m pipelines.check --schema
@@ -46,9 +47,12 @@ readme: .venv/core ## Write the README's table anew from the last build
 constraints: ## Resolve the dependencies anew into constraints.txt
 	uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-header --no-annotate --upgrade -q -o constraints.txt
 
+targets: .venv/targets ## Install the quantizers and runtimes of all hardware targets
+
 clean: ## Remove what was built, but not the DVC cache
 	rm -rf build
 
+beyond := (litert|qnn)
 # One set-up for everything: uv, bytecode compiled at install, versions held by constraints.txt.
 install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' \
 	|| { echo "Quantmill needs Python 3.11 or 3.12; call make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
@@ -56,10 +60,20 @@ install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11
 	command -v uv >/dev/null || .venv/bin/python -m pip install --quiet uv; \
 	uv pip install --quiet --python .venv/bin/python --compile-bytecode --constraint constraints.txt
 
-.venv/core: pyproject.toml constraints.txt
+# A target of params.yaml whose runtime is not in the core brings all of them.
+.venv/core: pyproject.toml constraints.txt $(if $(shell grep -E 'runtime: *$(beyond)' params.yaml),.venv/targets)
 	@$(install) -e . && touch $@
 
-.venv/test: pyproject.toml constraints.txt
-	@$(install) -e '.[team,test]' && touch .venv/core $@
+# The converter of LiteRT clashes with the rest: it has an environment of its own, inside this one.
+.venv/targets: pyproject.toml constraints.txt constraints-litert.txt
+	@$(install) -e '.[targets]' && uv venv --quiet --clear --python .venv/bin/python .venv/litert && \
+	uv pip install --quiet --python .venv/litert/bin/python --compile-bytecode --constraint constraints-litert.txt \
+	litert-torch onnx2torch && touch $@
 
-.PHONY: help demo ui test check bench schema docs readme constraints clean
+.venv/test: pyproject.toml constraints.txt .venv/targets
+	@$(install) -e '.[team,test,targets]' && touch .venv/core $@
+
+.venv/bench: .venv/test
+	@$(install) -e '.[bench]' && touch $@
+
+.PHONY: help demo ui test check bench schema docs readme constraints targets clean

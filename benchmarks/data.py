@@ -1,7 +1,8 @@
 """Measures what indexing costs, against plain decoding, in one run: python -m benchmarks.data [--big] [--rows N].
 
 Prints what one core prepares beside what it decodes; the seconds of a first run, a second one, and one after 1 % more
-images; the peak of memory of the main process; and the seconds of the contract on N rows.
+images; the peak of memory of the main process; the share of a training's time spent waiting for images; and the
+seconds of the contract on N rows.
 """
 
 import argparse
@@ -32,14 +33,17 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--big", action="store_true", help="100,000 images, too (about 6 GB of disk)")
+    parser.add_argument("--edge", type=int, nargs=2, default=SIZE, help="width and height of the images")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the index for the contract")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     start = Path.cwd()
-    print(f"{cores} cores; JPEGs of {SIZE[0]}x{SIZE[1]}")
+    size = tuple(arguments.edge)
+    load = os.getloadavg()[0]
+    print(f"{cores} cores, {load:.1f} processes at work before; JPEGs of {size[0]}x{size[1]}")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        make(Path("source"), 0, 1_000)
+        make(Path("source"), 0, 1_000, size)
         plain, kept, prepared = rates(sorted(Path("source").rglob("*.jpg")))
         print(f"of one core, a second: {plain:,.0f} images decoded by Pillow, {kept:,.0f} where memory is kept;")
         print(f"{prepared:,.0f} prepared: {prepared / plain:.0%} and {prepared / kept:.0%}", flush=True)
@@ -49,9 +53,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             write_params({"format": "folder", "path": "source"}, 3)
-            make(Path("source"), 0, count)
+            make(Path("source"), 0, count, size)
+            time.sleep(3)  # until the files count as old
             runs = [own_process(), own_process()]
-            make(Path("source"), count, count // 100)
+            make(Path("source"), count, count // 100, size)
             runs.append(own_process())
             walls = [run["wall"] for run in runs]
             print(
@@ -59,6 +64,9 @@ def main() -> None:
                 f"{runs[0]['peak']:>8,.0f}",
                 flush=True,
             )
+            if count == 1_000:
+                for where, kept in (("memory", True), ("the shards", False)):
+                    print(f"images from {where}: {training(kept)}", flush=True)
             os.chdir(start)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -70,22 +78,23 @@ def main() -> None:
         os.chdir(start)
 
 
-def make(root: Path, first: int, count: int) -> None:
+def make(root: Path, first: int, count: int, size: tuple[int, ...]) -> None:
     """Write `count` JPEGs in ten classes: smooth colours with the grain of a camera. No two have equal pixels."""
     for number in range(10):
         (root / f"class {number}").mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
-        for _ in pool.map(make_one, [root] * count, range(first, first + count), chunksize=64):
+        for _ in pool.map(make_one, [root] * count, range(first, first + count), [size] * count, chunksize=64):
             pass
 
 
-def make_one(root: Path, number: int) -> None:
+def make_one(root: Path, number: int, size: tuple[int, ...]) -> None:
     """Write one JPEG."""
     from PIL import Image
 
     random = np.random.default_rng(number)
-    small = random.integers(0, 255, (SIZE[1] // 16, SIZE[0] // 16, 3), np.uint8)
-    image = np.asarray(Image.fromarray(small).resize(SIZE), np.int16) + np.roll(GRAIN, int(random.integers(SIZE[1])), 0)
+    small = random.integers(0, 255, (size[1] // 16, size[0] // 16, 3), np.uint8)
+    grain = np.roll(GRAIN, int(random.integers(SIZE[1])), 0)[: size[1], : size[0]]
+    image = np.asarray(Image.fromarray(small).resize(size), np.int16) + grain
     file = root / f"class {number % 10}" / f"{number:07d}.jpg"
     Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(file, quality=85)
 
@@ -150,6 +159,23 @@ print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_m
     environment = {**os.environ, "PYTHONPATH": str(PARAMS.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return dict(zip(("wall", "peak"), map(float, done.stdout.split()[-2:]), strict=True))
+
+
+def training(kept: bool) -> str:
+    """Train the model of params.yaml on the data for two epochs; return what it says of waiting for images."""
+    code = f"""
+import pathlib
+from pipelines import train, training
+if not {kept}:
+    training.CACHE_BYTES = 0
+train.main(pathlib.Path("data"), pathlib.Path("teacher"))
+"""
+    found = params.read(Path("params.yaml"))
+    found["train"]["epochs"] = 2
+    Path("params.yaml").write_text(yaml.safe_dump(found))
+    environment = {**os.environ, "PYTHONPATH": str(PARAMS.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
 
 
 def rows(folder: Path, count: int) -> None:

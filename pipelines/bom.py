@@ -75,7 +75,9 @@ def _card(evidence: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
             "approach": {"type": "supervised"},
             "task": evidence["task"],
             **(
-                {"architectureFamily": family, "modelArchitecture": f"{family}, distilled and pruned"} if family else {}
+                {"architectureFamily": family, "modelArchitecture": f"{family}, distilled and pruned"}
+                if family and family != "onnx"
+                else {}
             ),
             "datasets": [{"ref": "dataset"}],
             "inputs": [{"format": f"image, {data['channels']} channel(s) of {data['bits']} bits"}],
@@ -118,11 +120,15 @@ def limitations(evidence: dict[str, Any], about: dict[str, Any]) -> list[str]:
 
 
 def tradeoffs(metrics: dict[str, Any]) -> list[str]:
-    """Return what was given for what, against the teacher in FP32, in sentences."""
-    parts = [("compression", "{:.1f} times smaller"), ("speedup_teacher", "{:.1f} times as fast")]
-    parts += [("drop_teacher", "{:.2f} points of the task metric lost")]
+    """Return what was given for what, against the teacher in FP32 (a given model: against itself), in sentences."""
+    teacher = metrics.get("drop_teacher") is not None
+    parts = [
+        ("compression", "{:.1f} times smaller"),
+        ("speedup_teacher" if teacher else "speedup", "{:.1f} times as fast"),
+        ("drop_teacher" if teacher else "drop_fp32", "{:.2f} points of the task metric lost"),
+    ]
     said = [text.format(metrics[key]) for key, text in parts if metrics.get(key) is not None]
-    return [f"Against the teacher in FP32: {', '.join(said)}."] if said else []
+    return [f"Against the {'teacher' if teacher else 'model'} in FP32: {', '.join(said)}."] if said else []
 
 
 def license_of(package: str) -> dict[str, Any] | None:

@@ -50,7 +50,8 @@ class Judged:
         self.dataset, self.name, self.task = Dataset(data), task, tasks.load(task)
         self.rows = self.dataset.rows("test")
         self.preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
-        self.truth = self.task.truth(self.dataset, self.rows, self.preprocess)
+        postprocess = read_json(onnx / "model.json").get("postprocess")
+        self.truth = self.task.truth(self.dataset, self.rows, self.preprocess, postprocess)
 
     def read(self, path: Path) -> Outputs | None:
         """Return the outputs in a file; None when there is none, or it is of other images."""
@@ -123,7 +124,7 @@ class Judged:
         """Return the objects that a detector is sure of in an image; none of a classifier."""
         if self.name != "detection":
             return []
-        postprocess = {**self.task.POSTPROCESS, "least": self.task.SURE, "classes": self.dataset.classes}
+        postprocess = {**self.truth.postprocess, "least": self.task.SURE, "classes": self.dataset.classes}
         one = [output[n : n + 1] for output in outputs]
         (found,) = tasks.decoder(self.name).decode(one, postprocess, self.preprocess, [self.truth.shapes[n]])
         return list(found["objects"])

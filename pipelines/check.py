@@ -18,10 +18,12 @@ from pipelines.flow import Flow
 from pipelines.params import Section
 from pipelines.prune import Prune
 from pipelines.stage import StageError, run
-from pipelines.targets import Target
+from pipelines.targets import Target, not_here
 from pipelines.targets import check as check_target
 
 SCHEMA = Path("params.schema.json")
+GIVEN = "onnx"  # the family of finished models
+TRAINING = ("threads", "augment", "teacher", "train", "distill", "prune")
 
 
 class Params(Section):
@@ -33,16 +35,20 @@ class Params(Section):
     project: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the project in the model registry.")
     task: str = Field(description="A folder of pipelines/tasks/.")
     seed: int = Field(ge=0)
-    threads: int = Field(ge=1, description="Threads of training; another number gives other weights.")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads of training; another number gives other weights."
+    )
     data: prepare.Data
     contract: Contract
     input: Input
-    augment: training.Augment
-    teacher: dict[str, Any] = Field(description="A file of pipelines/models/, as `family`, and its options.")
-    train: training.Schedule
+    augment: training.Augment | None = None
+    teacher: dict[str, Any] | None = Field(
+        default=None, description="A file of pipelines/models/, as `family`, and its options."
+    )
+    train: training.Schedule | None = None
     student: dict[str, Any] = Field(description="A file of pipelines/models/, as `family`, and its options.")
-    distill: Distill
-    prune: Prune
+    distill: Distill | None = None
+    prune: Prune | None = None
     calibrate: Calibrate
     measure: evaluation.Measure
     export: Export
@@ -53,10 +59,15 @@ class Params(Section):
 def main(path: Path, out: Path) -> None:
     """Write `out`, always the same: stages that depend on it run after the check, but not because of it.
 
-    Raises StageError with one line for each mistake in the file at `path`.
+    Says which targets this machine lacks the packages of: the line goes on without them. Raises StageError with one
+    line for each mistake in the file at `path`.
     """
     if mistakes := check(path):
         raise StageError("\n".join(mistakes))
+    found = params.parse(params.read(path), Params, "", path).targets
+    for name, target in found.items():
+        if reason := not_here(name, target, runtimes.load(target.runtime)):
+            print(f"check: target {name} is left out: {reason}")
     write_json(out, {"checked": True})
 
 
@@ -70,7 +81,7 @@ def check(path: Path) -> list[str]:
         lambda: _code(found.quantmill),
         lambda: tasks.load(found.task),
         lambda: prepare.source(found.data),
-        lambda: models.options(found.teacher, "teacher"),
+        lambda: _training(found),
         lambda: models.options(found.student, "student"),
         *(lambda name=name, target=target: _target(name, target, found.task) for name, target in found.targets.items()),
     ]
@@ -86,9 +97,14 @@ def check(path: Path) -> list[str]:
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of `params.yaml`, with the options of every family, format and runtime."""
     found = Params.model_json_schema()
-    families = _choices("family", {n: models.options_of(n) for n in models.names()})
-    found["properties"]["teacher"] |= families
-    found["properties"]["student"] |= families
+    families = {n: models.options_of(n) for n in models.names()}
+    found["properties"]["teacher"] = {
+        "description": found["properties"]["teacher"]["description"],
+        **_choices("family", {n: o for n, o in families.items() if n != GIVEN}),
+    }
+    found["properties"]["student"] |= _choices("family", families)
+    student = {"properties": {"student": {"properties": {"family": {"const": GIVEN}}}}}
+    found |= {"if": student, "else": {"required": list(TRAINING)}}
     sources = _choices("format", {n: formats.load(n).Options for n in formats.names()})
     found["$defs"]["Data"]["properties"]["source"] |= sources
     found["$defs"]["Target"]["properties"]["runtime"]["enum"] = runtimes.names()
@@ -104,6 +120,24 @@ def _code(declared: str | None) -> None:
             f"params.yaml: quantmill: is {declared}, installed is {installed}; "
             "write the installed one to run the line anew with it"
         )
+
+
+def _training(found: Params) -> None:
+    """Raise StageError unless the sections that train are there, all or, for a given model, none."""
+    given = found.student.get("family") == GIVEN
+    there = {key: getattr(found, key) is not None for key in TRAINING}
+    if given and any(there.values()):
+        keys = ", ".join(key for key in TRAINING if there[key])
+        raise StageError(
+            f"params.yaml: student.family: {GIVEN} is a finished model, so nothing uses {keys}; take it out"
+        )
+    if not given and not all(there.values()):
+        lacking = [
+            f"params.yaml: {key}: missing; add it (see params.schema.json)" for key in TRAINING if not there[key]
+        ]
+        raise StageError("\n".join(lacking))
+    if found.teacher is not None:
+        models.options(found.teacher, "teacher")
 
 
 def _target(name: str, target: Target, task: str) -> None:

@@ -7,14 +7,13 @@ import numpy as np
 
 from pipelines import models
 from pipelines.files import write_file, write_json
+from pipelines.models.onnx import INPUT, OPSET, OUTPUT
 from pipelines.stage import StageError, run
 
 if TYPE_CHECKING:
     from torch import nn
 
-OPSET = 17  # the newest that all quantizers take
 TOLERANCE = 1e-4  # of the largest output
-INPUT = "images"
 
 
 def main(teacher: Path, student: Path, pruned: Path, out: Path) -> None:
@@ -28,7 +27,10 @@ def main(teacher: Path, student: Path, pruned: Path, out: Path) -> None:
         size = spec["preprocess"]
         export(model, (spec["channels"], size["height"], size["width"]), out / f"{name}.onnx")
     write_json(out / "preprocess.json", spec["preprocess"])
-    write_json(out / "model.json", {k: spec[k] for k in ("task", "classes", "channels")})
+    found = {k: spec[k] for k in ("task", "classes", "channels")}
+    write_json(
+        out / "model.json", {**found, "postprocess": model.postprocess} if hasattr(model, "postprocess") else found
+    )
 
 
 def export(model: "nn.Module", shape: tuple[int, int, int], path: Path) -> None:
@@ -41,7 +43,7 @@ def export(model: "nn.Module", shape: tuple[int, int, int], path: Path) -> None:
     import onnx
     import torch
 
-    outputs = getattr(model, "outputs", ("outputs",))
+    outputs = getattr(model, "outputs", (OUTPUT,))
     axes = {name: {0: "N"} for name in (INPUT, *outputs)}
     with write_file(path) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

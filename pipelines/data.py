@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines import images
 from pipelines.files import read_json
 from pipelines.params import Section
 from pipelines.preprocess import Preprocess
+from pipelines.stage import StageError
 
 
 class Input(Section):
@@ -20,6 +21,20 @@ class Input(Section):
     height: int = Field(ge=8, le=8192)
     width: int = Field(ge=8, le=8192)
     resize: Literal["stretch", "letterbox"]
+    mean: list[float] | None = Field(
+        default=None,
+        min_length=1,
+        description="Per channel, in units of full scale: (pixel / full - mean) / std; without it, that of the data.",
+    )
+    std: list[float] | None = Field(default=None, min_length=1, description="As mean; give both, or none.")
+
+    @model_validator(mode="after")
+    def _both(self) -> "Input":
+        if len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std: give one of each per channel, or neither")
+        if self.std and min(self.std) <= 0:
+            raise ValueError("std: is to be above 0")
+        return self
 
 
 class Dataset:
@@ -92,13 +107,21 @@ class Dataset:
         return images.decode(self.encoded(row))
 
     def preprocess(self, size: Input) -> Preprocess:
-        """Return how an image of this dataset becomes the input of a model of the given size."""
+        """Return how an image of this dataset becomes the input of a model of the given size.
+
+        Raises StageError when a mean is declared, but not one for each channel.
+        """
+        mean, std = size.mean or self.info["mean"], size.std or self.info["std"]
+        if len(mean) != self.info["channels"]:
+            raise StageError(
+                f"params.yaml: input.mean: has {len(mean)} values; the data have {self.info['channels']} channels"
+            )
         return Preprocess(
             channels=self.info["channels"],
             height=size.height,
             width=size.width,
             resize=size.resize,
             full_scale=1.0 if self.info["bits"] == 32 else float(2 ** self.info["bits"] - 1),
-            mean=tuple(self.info["mean"]),
-            std=tuple(self.info["std"]),
+            mean=tuple(mean),
+            std=tuple(std),
         )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines import distillation, models, training
-from pipelines.params import Section, section, value
+from pipelines.params import Section, section
 from pipelines.stage import run
 
 
@@ -18,10 +18,9 @@ def main(data: Path, teacher: Path, out: Path) -> None:
     """Write `out`: `model.safetensors` and `curves.csv` of the student declared in `params.yaml`."""
     setup = training.prepare(data)
     options = section("distill", Distill)
-    spec = setup.spec(value("student"))
-    model = models.build(spec["model"], spec["channels"], len(spec["classes"]), "student")
-    loss = distillation.loss(models.load(teacher / "model.safetensors")[0], setup, options.loss)
-    curves = training.fit("distill", model, setup, options.schedule, loss)
+    model, spec = setup.build("student")
+    under = models.load(teacher / "model.safetensors")[0]
+    curves = distillation.fit("distill", model, under, setup, options.schedule, options.loss)
     models.save(out / "model.safetensors", model, spec)
     training.write_curves(out / "curves.csv", curves)
 

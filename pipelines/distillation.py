@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pipelines import training
 from pipelines.params import Section
-from pipelines.training import Loss, Setup
+from pipelines.stage import StageError
+from pipelines.training import Loss, Schedule, Setup
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +21,23 @@ class Weights(Section):
     labels: float = Field(ge=0, description="Weight of the task's own loss.")
     logits: float = Field(ge=0, description="Weight of the distance to the teacher's softened logits.")
     features: float = Field(ge=0, description="Weight of the distance to the teacher's attention map.")
+
+
+def fit(
+    name: str, model: "nn.Module", teacher: "nn.Module", setup: Setup, schedule: Schedule, weights: Weights
+) -> list[dict[str, float]]:
+    """Train a student under its teacher in place, and return its curves.
+
+    A model with a `fit` of its own distills features alone. Raises StageError when more is declared for it.
+    """
+    if not hasattr(model, "fit"):
+        return training.fit(name, model, setup, schedule, loss(teacher, setup, weights))
+    if weights.logits or weights.labels != 1:
+        raise StageError(
+            f"params.yaml: {name}: this family distills features alone; set loss.labels to 1 and loss.logits to 0"
+        )
+    own: list[dict[str, float]] = model.fit(name, setup, schedule, teacher, weights.features)
+    return own
 
 
 def loss(teacher: "nn.Module", setup: Setup, weights: Weights) -> Loss:
@@ -38,7 +57,14 @@ def loss(teacher: "nn.Module", setup: Setup, weights: Weights) -> Loss:
             + weights.features * attention_distance(features, wanted_features)
         )
 
-    return under_teacher
+    def without_features(student: "nn.Module", images: "torch.Tensor", truth: "torch.Tensor") -> "torch.Tensor":
+        with torch.no_grad():
+            wanted = teacher(images)
+        outputs = student(images)
+        logits = task.distillation(outputs, wanted, weights.temperature)
+        return weights.labels * task.loss(outputs, truth) + weights.logits * logits
+
+    return under_teacher if weights.features else without_features
 
 
 def attention_distance(features: "torch.Tensor", wanted: "torch.Tensor") -> "torch.Tensor":
@@ -59,6 +85,11 @@ def attention_distance(features: "torch.Tensor", wanted: "torch.Tensor") -> "tor
 
 
 def _with_features(model: "nn.Module", images: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    if not hasattr(model, "features"):
+        raise StageError(
+            "params.yaml: loss.features: teacher or student names no `features` to compare; "
+            "name a submodule of each, or set loss.features to 0"
+        )
     kept: list[Any] = []
     handle = model.get_submodule("features").register_forward_hook(lambda *call: kept.append(call[2]))
     try:

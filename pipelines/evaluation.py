@@ -24,7 +24,7 @@ Outputs = list[NDArray[Any]]
 METRICS = {
     "agreement": "share of images on which the candidate and the pruned FP32 model say the same",
     "calibration_overlap": "calibration images that are, or nearly are, test images; an INT8 target allows none",
-    "compression": "bytes of the teacher in FP32 ONNX / bytes of the artifact",
+    "compression": "bytes of the teacher (of a given model: of itself) in FP32 ONNX / bytes of the artifact",
     "drop_fp32": "points of the task metric lost against the pruned FP32 model",
     "drop_teacher": "points of the task metric lost against the teacher",
     "drop_worst_slice": "points lost against the pruned FP32 model in the slice (class, brightness) that loses most",
@@ -42,6 +42,8 @@ METRICS = {
     "speedup_teacher": "median latency of the teacher in FP32 in the same runtime / of the candidate",
     "throughput_per_s": "images per second in batches",
 }
+TIMED: tuple[str, ...] = ("p50_ms", "p95_ms", "p99_ms", "load_ms", "peak_memory_mb", "energy_mj", "throughput_per_s")
+TIMED += ("fp32_p50_ms", "speedup", "speedup_teacher")  # null of an artifact that cannot run here
 
 
 class Measure(Section):
@@ -105,8 +107,13 @@ class TestSet:
             "images": len(self.rows),
         }
 
-    def drop(self, name: str, reference: Outputs, outputs: Outputs) -> dict[str, float]:
-        """Return the points lost from `reference` to `outputs`, and the share kept, with paired-bootstrap intervals."""
+    def drop(self, name: str, reference: Outputs | None, outputs: Outputs) -> dict[str, float | None]:
+        """Return the points lost from `reference` to `outputs`, and the share kept, with paired-bootstrap intervals.
+
+        Without a reference, which the teacher of a given model is, all are None.
+        """
+        if reference is None:
+            return dict.fromkeys(f"{what}_{name}{end}" for what in ("drop", "kept") for end in ("", "_low", "_high"))
         if outputs is reference:
             kept = dict.fromkeys((f"kept_{name}{end}" for end in ("", "_low", "_high")), 1.0)
             return {**dict.fromkeys((f"drop_{name}{end}" for end in ("", "_low", "_high")), 0.0), **kept}
@@ -156,7 +163,7 @@ def read(data: Path, onnx: Path, split: str = "test") -> TestSet:
     dataset = Dataset(data)
     task, rows = tasks.load(value("task")), dataset.rows(split)
     preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
-    truth = task.truth(dataset, rows, preprocess)
+    truth = task.truth(dataset, rows, preprocess, read_json(onnx / "model.json").get("postprocess"))
     return TestSet(dataset, rows, preprocess, task, truth, section("measure", Measure), value("seed"))
 
 

@@ -67,6 +67,11 @@ def main(
     options = section("export", Export)
     settings, runtime, _ = targets.read(target)
     dataset = Dataset(data)
+    if reason := read_json(artifact / "quantize.json").get("not_here"):
+        print(f"{target}: no bundle: {reason}")
+        with write_folder(out) as folder:
+            (folder / "NOT_BUILT.txt").write_text(f"{reason}\n", encoding="utf-8")
+        return
     with write_folder(out) as folder:
         for path in tree(artifact):
             inside = path.relative_to(artifact)
@@ -80,7 +85,10 @@ def main(
         copy_file(onnx / "preprocess.json", folder / "preprocess.json")
         model = read_json(onnx / "model.json")
         classes = model["classes"]
-        write_json(folder / "postprocess.json", {**tasks.load(model["task"]).POSTPROCESS, "classes": classes})
+        write_json(
+            folder / "postprocess.json",
+            {**tasks.load(model["task"]).POSTPROCESS, **model.get("postprocess", {}), "classes": classes},
+        )
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
         decoder = tasks.decoder(model["task"])
         (folder / "predict.py").write_text(program(runtime, decoder), encoding="utf-8")

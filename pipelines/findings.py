@@ -113,7 +113,7 @@ def slices(found: list[tuple[str, dict[str, Any], str]], judged: Judged) -> dict
         cells = []
         for variant, slices in shown:
             value, lost = slices.get(name), 0.0
-            if value is not None and variant not in ("teacher-fp32", "pruned-fp32"):
+            if value is not None and variant not in ("teacher-fp32", "pruned-fp32", "given-fp32"):
                 lost = 100 * (before[name] - value)
             kind = "down" if lost > 1e-9 else "up" if lost < -1e-9 else "same"
             strength = min(abs(lost) / 5, 1)

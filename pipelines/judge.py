@@ -19,8 +19,8 @@ def main(name: str, metrics: Path, out: Path) -> None:
     """
     measured = read_json(metrics)
     verdict = judge(measured, {**always(measured), **section(f"targets.{name}", Target).gates})
-    if measured.get("chosen"):
-        verdict["note"] = measured["chosen"]
+    if note := measured.get("not_here") or measured.get("chosen"):
+        verdict["note"] = note
     write_json(out, verdict)
     print(f"{name}: {verdict['verdict']}")
     if "note" in verdict:

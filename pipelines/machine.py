@@ -29,6 +29,21 @@ def targets(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def others(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runtimes that no target names: `runtime`, `precisions`, `install`, a command or None."""
+    named = {target["runtime"] for target in found}
+    return [
+        {
+            "runtime": name,
+            "precisions": list(module.PRECISIONS),
+            "install": f"pip install {' '.join(lacking)}" if (lacking := runtimes.missing(module)) else None,
+        }
+        for name in runtimes.names()
+        if name not in named
+        for module in [runtimes.load(name)]
+    ]
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Return the targets as lines for people."""
     heads = ["target", "runtime", "precision", "device"]

@@ -34,6 +34,8 @@ NOTES = {
     "measure": "How models are measured.",
     "export": "What a bundle carries besides the model. `about` says what papers need (see the schema).",
 }
+COMMON = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # of ImageNet, for models of colour images
+GIVEN = "The model, and what it takes and gives: no file says what it was trained with. See docs/how-to/my-model.md."
 
 
 def identity() -> str:
@@ -43,8 +45,10 @@ def identity() -> str:
     return f"{metadata.version('quantmill')}+{code_hash()[:8]}"
 
 
-def make(folder: Path, data: Path, project: str | None, size: int | None) -> dict[str, Any]:
+def make(folder: Path, data: Path, project: str | None, size: int | None, model: Path | None = None) -> dict[str, Any]:
     """Write a project into `folder` for the data in `data`; return what was found and chosen.
+
+    `model`, an ONNX file, is the model itself: nothing is trained then.
 
     Raises StageError when a file that it writes is there already, the data are none, or git or DVC fail.
     """
@@ -53,10 +57,12 @@ def make(folder: Path, data: Path, project: str | None, size: int | None) -> dic
     name = project or _name(folder)
     side = size or _side(found)
     version = identity()
-    parameters, targets = _params(found, name, side, version)
+    given, fixed = _model(model, _path(folder, model), found.channels) if model else (None, None)
+    height, width = fixed or (side, side)
+    parameters, targets = _params(found, name, (height, width), version, given)
     files = {
         "params.yaml": parameters,
-        "dvc.yaml": line(),
+        "dvc.yaml": line(given is not None),
         "params.schema.json": _schema(),
         ".gitignore": _template("gitignore"),
         ".dvcignore": _template("dvcignore"),
@@ -82,7 +88,9 @@ def make(folder: Path, data: Path, project: str | None, size: int | None) -> dic
         "images": found.images,
         "channels": found.channels,
         "bits": found.bits,
-        "size": side,
+        "size": height,
+        "width": width,
+        "given": given,
         "odd": found.odd,
         "looked": found.looked,
         "targets": targets,
@@ -93,21 +101,38 @@ def describe(folder: Path, made: dict[str, Any]) -> str:
     """Return in a few lines what was found, and what to do next."""
     lines = [
         f"{made['images']:,} images of {len(made['classes'])} classes ({made['format']}), {made['channels']} "
-        f"channel(s) of {made['bits']} bits; the model takes {made['size']}x{made['size']}; "
+        f"channel(s) of {made['bits']} bits; the model takes {made['size']}x{made['width']}; "
         f"targets: {', '.join(made['targets'])}",
     ]
     if made["odd"]:
         lines.append(
             f"{made['odd']} of {made['looked']} images looked at are broken or unlike the others; they will be left out"
         )
+    if made["given"]:
+        lines.append(
+            "the model is given: set input.mean and std, student.order, scores and classes to what it was trained with"
+        )
     return "\n".join([*lines, f"next: cd {folder} && quantmill check && dvc repro"])
 
 
-def line() -> str:
-    """Return dvc.yaml for a project without the code: where stages depend on code, they depend on its identity."""
+def line(given: bool = False) -> str:
+    """Return dvc.yaml for a project without the code: where stages depend on code, they depend on its identity.
+
+    Where the model is given, the stages that train are left out of it, with all that others take from them.
+    """
     import yaml
 
     found = yaml.safe_load((TEMPLATES / "line.yaml").read_text(encoding="utf-8"))
+    if given:
+        other = _given()
+        for name in other["without"]:
+            del found["stages"][name]
+        found["stages"] |= other["stages"]
+        for stage in found["stages"].values():
+            body = stage.get("do", stage)
+            body["deps"] = [d for d in body["deps"] if d not in other["outputs"]]
+        curves = tuple(f"{output}/" for output in other["outputs"])
+        found["plots"] = [p for p in found["plots"] if not any(str(y).startswith(curves) for y in _sources(p))]
     for stage in found["stages"].values():
         body = stage.get("do", stage)
         body["deps"] = [d for d in body["deps"] if d.split("/")[0] not in CODE]
@@ -116,7 +141,40 @@ def line() -> str:
     return f"# The line, as the installed Quantmill runs it. `quantmill` in params.yaml stands for its code.\n{text}"
 
 
-def _params(found: Survey, project: str, side: int, version: str) -> tuple[str, list[str]]:
+def _given() -> dict[str, Any]:
+    import yaml
+
+    found: dict[str, Any] = yaml.safe_load((TEMPLATES / "given.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def _sources(plot: dict[str, Any]) -> list[str]:
+    """Return the files from which a plot of dvc.yaml takes its y axis."""
+    return [file for body in plot.values() for file in body["y"]]
+
+
+def _model(path: Path, name: str, channels: int) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """Return the entry `student` for an ONNX file, and the height and width of its input where they are fixed.
+
+    What no file says, the order of the channels and classes, is as it mostly is.
+    """
+    from pipelines.adopt import facts
+
+    layout, size, softmax = facts(path, channels)
+    return {
+        "family": "onnx",
+        "path": name,
+        "layout": layout,
+        "order": "rgb",
+        "output": None,
+        "scores": "probabilities" if softmax else "logits",
+        "classes": None,
+    }, size
+
+
+def _params(
+    found: Survey, project: str, size: tuple[int, int], version: str, model: dict[str, Any] | None
+) -> tuple[str, list[str]]:
     """Return the built-in parameters, made to fit the data, with comments; and the targets."""
     from ruamel.yaml import YAML
 
@@ -129,17 +187,28 @@ def _params(found: Survey, project: str, side: int, version: str) -> tuple[str, 
     everything.insert(1, "quantmill", version)
     everything["project"], everything["task"] = project, found.task
     _data(everything, found)
-    everything["input"].update({"height": side, "width": side})
+    everything["input"].update({"height": size[0], "width": size[1]})
     train = found.splits.get("train") or max(int(found.images * 0.7), 1)
     epochs = min(max(round(STEPS * everything["train"]["batch"] / train), 5), 60)
     everything["train"]["epochs"] = everything["distill"]["schedule"]["epochs"] = epochs
     everything["prune"]["schedule"]["epochs"] = max(epochs // 2, 3)
     everything["calibrate"]["images"] = min(128, train)
     del everything["export"]["about"]  # that of the built-in data
+    notes = dict(NOTES)
+    if model is not None:
+        for key in _given()["params"]:
+            del everything[key]
+        everything["student"].clear()
+        everything["student"].update(model)
+        everything["input"].update(
+            COMMON if found.channels == 3 else {"mean": [0.0] * found.channels, "std": [1.0] * found.channels}
+        )
+        notes["student"] = GIVEN
+        everything["flow"]["timeouts"].clear()
     for name in list(everything["targets"]):
         if runtimes.missing(runtimes.load(everything["targets"][name]["runtime"])):
             del everything["targets"][name]
-    for key, note in NOTES.items():
+    for key, note in notes.items():
         if key in everything:
             everything.yaml_set_comment_before_after_key(key, before=note)
     file = io.StringIO()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 STEPS = 40
+UNPRUNABLE = "params.yaml: student: this architecture cannot be pruned; set prune.ratio to 0"
 
 
 class Prune(Section):
@@ -32,8 +33,9 @@ def main(data: Path, teacher: Path, student: Path, out: Path) -> None:
     model, spec = models.load(student / "model.safetensors")
     shape = (1, spec["channels"], setup.preprocess.height, setup.preprocess.width)
     report = prune(model, shape, options.ratio, options.round_to)
-    loss = distillation.loss(models.load(teacher / "model.safetensors")[0], setup, options.loss)
-    curves = training.fit("prune", model, setup, options.schedule, loss)
+    comes_back(model, spec, shape)
+    under = models.load(teacher / "model.safetensors")[0]
+    curves = distillation.fit("prune", model, under, setup, options.schedule, options.loss)
     models.save(out / "model.safetensors", model, spec)
     training.write_curves(out / "curves.csv", curves)
     write_json(out / "pruning.json", report)
@@ -63,12 +65,17 @@ def prune(model: "nn.Module", shape: tuple[int, ...], ratio: float, round_to: in
         pruning_ratio=0.95,
         max_pruning_ratio=0.95,
         iterative_steps=STEPS,
+        # Of what is trained but not run, such as a second head, the channels that it takes go too.
+        forward_fn=(lambda net, x: net.every_output(x)) if hasattr(model, "every_output") else None,
         round_to=round_to,
-        ignored_layers=[model.get_submodule("head")],
+        ignored_layers=[model.get_submodule("head"), *getattr(model, "unprunable", ())],
     )
     macs = before
     for _ in range(STEPS):
-        pruner.step()
+        try:
+            pruner.step()
+        except (IndexError, RuntimeError) as error:
+            raise StageError(f"{UNPRUNABLE}: {' '.join(str(error).split())[:200]}") from None
         macs, left = torch_pruning.utils.count_ops_and_params(model, images)
         if macs <= (1 - ratio) * before:
             return _report(before, macs, weights, left)
@@ -76,6 +83,31 @@ def prune(model: "nn.Module", shape: tuple[int, ...], ratio: float, round_to: in
         f"params.yaml: prune.ratio: only {1 - macs / before:.0%} of the multiply-adds can be removed; "
         "lower it, or make the student wider"
     )
+
+
+def comes_back(model: "nn.Module", spec: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Raise StageError when the pruned model cannot be built again from its weights alone."""
+    import torch
+
+    copy = models.build(spec["model"], spec["channels"], len(spec["classes"]), "student").eval()
+    tensors = model.state_dict()
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    try:
+        models.narrow(copy, tensors)
+        copy.load_state_dict(tensors)
+        with torch.inference_mode():
+            same = all(
+                torch.allclose(one, other, atol=1e-5)
+                for one, other in zip(_several(copy(images)), _several(model.eval()(images)), strict=True)
+            )
+    except (RuntimeError, ValueError, AttributeError) as error:
+        raise StageError(f"{UNPRUNABLE}: {' '.join(str(error).split())[:200]}") from None
+    if not same:
+        raise StageError(f"{UNPRUNABLE}: built from its pruned weights it gives other outputs")
+
+
+def _several(outputs: Any) -> tuple[Any, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _report(before: float, after: float, weights: float, left: float) -> dict[str, Any]:

@@ -16,9 +16,15 @@ def main(name: str, data: Path, onnx: Path, calibration: Path, out: Path) -> Non
     """Write `out`: the artifact of target `name` in its runtime's form, and `quantize.json`, how it was made.
 
     Without a search the declared scheme is built, and the same inputs give the same bytes. A search measures, so
-    that another machine may choose another scheme; the bytes of one scheme are the same everywhere.
+    that another machine may choose another scheme; the bytes of one scheme are the same everywhere. A target whose
+    runtime is not installed gets no artifact, and stops no other: `quantize.json` says why.
     """
     target, runtime, options = targets.read(name)
+    if reason := targets.not_here(name, target, runtime):
+        print(f"{name}: left out: {reason}")
+        with write_folder(out) as folder:
+            write_json(folder / "quantize.json", {"runtime": target.runtime, "not_here": reason})
+        return
     frozen = Calibration(data, calibration) if target.precision == "int8" else None
     source = onnx / "pruned.onnx"
     precision: str = target.precision

@@ -33,13 +33,17 @@ def main(build: Path) -> None:
 
 
 def variants(build: Path) -> list[tuple[str, dict[str, Any], str]]:
-    """Return name, metrics and verdict of each variant: the FP32 models, then the targets by name."""
+    """Return name, metrics and verdict of each variant: the FP32 models, then by name the targets built here."""
     baseline = build / "baseline" / "metrics.json"
-    found = [(f"{n}-fp32", m, "-") for n, m in read_json(baseline).items()] if baseline.is_file() else []
+    fp32 = read_json(baseline) if baseline.is_file() else {}
+    # A model that was given, not made by the line, was never pruned.
+    found = [(f"{n if len(fp32) > 1 else 'given'}-fp32", m, "-") for n, m in fp32.items()]
     found.sort(key=lambda v: -v[1]["size_bytes"])
     for file in sorted((build / "metrics").glob("*.json")):
         verdict = build / "verdicts" / file.name
-        found.append((file.stem, read_json(file), read_json(verdict)["verdict"] if verdict.is_file() else "not judged"))
+        if "not_here" in (metrics := read_json(file)):
+            continue
+        found.append((file.stem, metrics, read_json(verdict)["verdict"] if verdict.is_file() else "not judged"))
     return found
 
 
@@ -53,16 +57,18 @@ def _row(name: str, metrics: dict[str, Any], verdict: str, metric: str) -> list[
         _drop(metrics, "fp32"),
         f"{size / 1e6:.2f} MB",
         f"{metrics['compression']:.1f}x",
-        f"{metrics['p50_ms']:.2f}",
-        f"{metrics['p95_ms']:.2f}",
-        f"{metrics['speedup']:.2f}",
-        f"{metrics['speedup_teacher']:.1f}",
+        *(
+            "-" if metrics[key] is None else f"{metrics[key]:.{digits}f}"
+            for key, digits in (("p50_ms", 2), ("p95_ms", 2), ("speedup", 2), ("speedup_teacher", 1))
+        ),
         verdict,
     ]
 
 
 def _drop(metrics: dict[str, Any], reference: str) -> str:
     value, low, high = (metrics[f"drop_{reference}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
     return f"{value:.2f} ({low:+.1f}..{high:+.1f})" if low or high else f"{value:.2f}"
 
 

@@ -56,7 +56,7 @@ class Target(Section):
 def read(name: str) -> tuple[Target, ModuleType, Any]:
     """Return a target of `params.yaml`, the module of its runtime, and its typed options.
 
-    Raises StageError when the entry is wrong, or its runtime is not installed or lacks the precision.
+    Raises StageError when the entry is wrong or its runtime lacks the precision.
     """
     key = f"targets.{name}"
     return check(name, section(key, Target))
@@ -76,15 +76,23 @@ def check(name: str, target: Target) -> tuple[Target, ModuleType, Any]:
         raise StageError(f"params.yaml: {key}.aim: {what}")
     if target.search != "none" and target.precision != "int8":
         raise StageError(f"params.yaml: {key}.search: {target.precision} has one scheme; write none")
+    if target.search != "none" and runtime.INSTEAD:
+        raise StageError(f"params.yaml: {key}.search: {target.runtime} does not run here, to be timed; write none")
     for metric, bound in target.aim.items():
         if metric not in AIMS:
             raise StageError(f"params.yaml: {key}.aim.{metric}: no search measures it; have: {', '.join(AIMS)}")
         if bound.min is None and bound.max is None:
             raise StageError(f"params.yaml: {key}.aim.{metric}: bounds nothing; give it a min or a max")
     options = parse(target.options, runtime.Options, f"{key}.options") if target.precision == "int8" else None
-    if lacking := runtimes.missing(runtime):
-        raise StageError(
-            f"params.yaml: {key}.runtime: {target.runtime} needs {', '.join(lacking)}, not installed here; "
-            f"run `pip install {' '.join(lacking)}`, or take the target out"
-        )
     return target, runtime, options
+
+
+def not_here(name: str, target: Target, runtime: ModuleType) -> str | None:
+    """Return why a target cannot be built on this machine, and what to do; None: it can."""
+    lacking = runtimes.missing(runtime)
+    if not lacking:
+        return None
+    return (
+        f"{target.runtime} needs {', '.join(lacking)}, not installed here; "
+        f"run `make targets`, then `dvc repro -f quantize@{name}`"
+    )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines import models, training
-from pipelines.params import section, value
+from pipelines.params import section
 from pipelines.stage import run
 
 
@@ -11,8 +11,7 @@ def main(data: Path, out: Path) -> None:
     """Write `out`: `model.safetensors` and `curves.csv` of the teacher declared in `params.yaml`."""
     setup = training.prepare(data)
     schedule = section("train", training.Schedule)
-    spec = setup.spec(value("teacher"))
-    model = models.build(spec["model"], spec["channels"], len(spec["classes"]), "teacher")
+    model, spec = setup.build("teacher")
     curves = training.fit("train", model, setup, schedule, lambda net, x, y: setup.task.loss(net(x), y))
     models.save(out / "model.safetensors", model, spec)
     training.write_curves(out / "curves.csv", curves)

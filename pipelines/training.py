@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import processes, tasks, workers
+from pipelines import models, processes, tasks, workers
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_bytes, write_file
 from pipelines.params import Section, section, value
 from pipelines.preprocess import Preprocess
+from pipelines.stage import StageError
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,28 @@ class Setup:
             "preprocess": self.preprocess.to_dict(),
         }
 
+    def build(self, key: str) -> tuple["nn.Module", dict[str, Any]]:
+        """Return the untrained model declared under `key`, and its spec.
+
+        Raises StageError when it does not take the images, or does not give what the task wants.
+        """
+        import torch
+
+        spec = self.spec(value(key))
+        model = models.build(spec["model"], spec["channels"], len(spec["classes"]), key)
+        images = torch.zeros(2, self.preprocess.channels, self.preprocess.height, self.preprocess.width)
+        try:
+            with torch.inference_mode():
+                outputs = model.eval()(images)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            took = " x ".join(map(str, images.shape[1:]))
+            reason = " ".join(f"{error}".split())[:200]
+            raise StageError(f"params.yaml: {key}: does not take images of {took}: {reason}") from None
+        models.start(model, spec, key)
+        if wrong := self.task.unfit(outputs, len(spec["classes"])):
+            raise StageError(f"params.yaml: {key}: {wrong}")
+        return model, spec
+
 
 def prepare(data: Path) -> Setup:
     """Read the shared sections of `params.yaml`, and make torch deterministic with `threads` threads."""
@@ -100,11 +123,14 @@ def fit(name: str, model: "nn.Module", setup: Setup, schedule: Schedule, loss: L
 
     Under `torchrun` each process takes its part of every batch, and batch normalization sees that part; the first
     process writes, and this function returns in it alone: the others end here. Raises StageError when only some
-    of them find the checkpoint.
+    of them find the checkpoint. A model with a `fit` of its own is trained by that.
     """
     import torch
     from tqdm import tqdm
 
+    if hasattr(model, "fit"):
+        own: list[dict[str, float]] = model.fit(name, setup, schedule)
+        return own
     team = processes.join()
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -20,51 +21,73 @@ def main(
     Raises StageError when an INT8 artifact was not calibrated on the images of `calibration`.
     """
     target, runtime, _ = targets.read(name)
+    made = read_json(artifact / "quantize.json")
+    if "not_here" in made:
+        evaluation.write_outputs(outputs, [])
+        write_json(out, {**dict.fromkeys(evaluation.METRICS), "not_here": made["not_here"]})
+        return
     test = evaluation.read(data, onnx)
     file = artifact / runtime.FILES[0]
-    made = read_json(artifact / "quantize.json")
     precision = made["precision"]
     frozen = Calibration(data, calibration)
     if precision == "int8" and not any(frozen.digest.encode() in (artifact / f).read_bytes() for f in runtime.FILES):
         raise StageError(f"{artifact}: was calibrated on other images; run: dvc repro quantize@{name}")
     found = test.outputs(runtime.load(file, test.measure.threads))
-    pruned, teacher = (evaluation.read_outputs(baseline / f"{n}.npz") for n in ("pruned", "teacher"))
-    options = test.measure.model_dump()
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = {}
-        for twin in ("pruned", "teacher"):
-            runtime.quantize(onnx / f"{twin}.onnx", None, "fp32", None, Path(folder) / twin)
-            files = {"candidate": file, "twin": Path(folder) / twin / runtime.FILES[0]}
-            pairs[twin] = measure.interleaved(target.runtime, files, test.shape, options)["times_ms"]
+    twins = _twins(onnx)
+    fp32 = {twin: evaluation.read_outputs(baseline / f"{twin}.npz") for twin in twins}
+    if runtime.INSTEAD:
+        note = f"not run on {target.runtime}: its answers are those of {runtime.INSTEAD}, and nothing was timed"
+        timed: dict[str, float | None] = dict.fromkeys(evaluation.TIMED)
+    else:
+        note, timed = made.get("chosen"), _timed(target.runtime, runtime, file, onnx, test)
     operators = runtime.operators(file, test.shape)
     size = sum(size_of(artifact / name) for name in runtime.FILES)
-    fp32 = float(np.median(pairs["pruned"]["twin"]))
     evaluation.write_outputs(outputs, found)
     write_json(
         out,
         {
             **test.score(found),
-            **test.drop("teacher", teacher, found),
-            **test.drop("fp32", pruned, found),
-            **evaluation.latency(pairs["pruned"]["candidate"]),
-            **measure.alone(target.runtime, file, test.shape, options),
-            **test.worst_slice(pruned, found),
+            **test.drop("teacher", fp32.get("teacher"), found),
+            **test.drop("fp32", fp32["pruned"], found),
+            **timed,
+            **test.worst_slice(fp32["pruned"], found),
             "precision": precision,
-            "chosen": made.get("chosen"),
+            "chosen": note,
             "kept_operators": len(made["kept"]),
             "int8_share": evaluation.int8_share(operators),
             "int8_operators": sum(o.precision == "int8" for o in operators),
             "operators": len(operators),
             "calibration_overlap": frozen.overlap() if precision == "int8" else None,
-            "agreement": test.task.agreement(pruned, found),
+            "agreement": test.task.agreement(fp32["pruned"], found),
             "size_bytes": size,
-            "compression": size_of(onnx / "teacher.onnx") / size,
-            "fp32_p50_ms": fp32,
-            "speedup": fp32 / float(np.median(pairs["pruned"]["candidate"])),
-            "speedup_teacher": float(np.median(pairs["teacher"]["twin"]) / np.median(pairs["teacher"]["candidate"])),
+            "compression": size_of(onnx / f"{twins[-1]}.onnx") / size,
             "sha256": {name: sha256_file(artifact / name) for name in runtime.FILES},
         },
     )
+
+
+def _timed(name: str, runtime: ModuleType, file: Path, onnx: Path, test: evaluation.TestSet) -> dict[str, float | None]:
+    """Return the metrics of `evaluation.TIMED` of an artifact."""
+    options = test.measure.model_dump()
+    candidate, fp32 = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for twin in _twins(onnx):
+            runtime.quantize(onnx / f"{twin}.onnx", None, "fp32", None, Path(folder) / twin)
+            files = {"candidate": file, "twin": Path(folder) / twin / runtime.FILES[0]}
+            times = measure.interleaved(name, files, test.shape, options)["times_ms"]
+            candidate[twin], fp32[twin] = times["candidate"], float(np.median(times["twin"]))
+    return {
+        **evaluation.latency(candidate["pruned"]),
+        **measure.alone(name, file, test.shape, options),
+        "fp32_p50_ms": fp32["pruned"],
+        "speedup": fp32["pruned"] / float(np.median(candidate["pruned"])),
+        "speedup_teacher": fp32["teacher"] / float(np.median(candidate["teacher"])) if "teacher" in fp32 else None,
+    }
+
+
+def _twins(onnx: Path) -> list[str]:
+    """Return the FP32 models beside which an artifact is measured; a given model has no teacher."""
+    return [name for name in ("pruned", "teacher") if (onnx / f"{name}.onnx").is_file()]
 
 
 if __name__ == "__main__":

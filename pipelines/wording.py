@@ -16,14 +16,15 @@ def headline(verdicts: list[str]) -> str:
 
 
 def sentence(metrics: dict[str, Any]) -> str:
-    """Return in plain words what a target gained and lost against the teacher."""
+    """Return in plain words what a target gained and lost: against the teacher, or the given model where none is."""
+    against, name = ("teacher", "teacher") if metrics.get("drop_teacher") is not None else ("fp32", "FP32 model")
     parts = []
     if smaller := metrics.get("compression"):
         parts.append(times(smaller, "smaller", "larger"))
-    if faster := metrics.get("speedup_teacher"):
+    if faster := metrics.get("speedup_teacher" if against == "teacher" else "speedup"):
         parts.append(times(faster, "faster", "slower"))
-    text = f"{', '.join(parts)} than the teacher" if parts else "Size and speed could not be measured here"
-    return f"{text}, {points(metrics, 'drop_teacher')}."
+    text = f"{', '.join(parts)} than the {name}" if parts else "Size and speed could not be measured here"
+    return f"{text}, {points(metrics, f'drop_{against}')}."
 
 
 def points(metrics: dict[str, Any], key: str) -> str:

@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     command = add("init", "make a project for your own data, which runs at once")
     command.add_argument("folder", type=Path, metavar="DIR", help="the new project's folder; it is made, or empty")
     command.add_argument("--from", dest="data", type=Path, required=True, metavar="DATA", help="folder of your data")
+    command.add_argument("--model", type=Path, metavar="FILE", help="a finished ONNX model, to quantize as it is")
     command.add_argument("--project", help="name in the registry (that of DIR)")
     command.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the model's input")
 

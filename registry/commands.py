@@ -28,7 +28,7 @@ def init(arguments: Arguments) -> Iterator[Answer]:
     """Make a project for somebody's data. Raises StageError when DIR holds something, or DATA cannot be read."""
     from pipelines import project
 
-    made = project.make(arguments.folder, arguments.data, arguments.project, arguments.size)
+    made = project.make(arguments.folder, arguments.data, arguments.project, arguments.size, arguments.model)
     yield Answer(project.describe(arguments.folder, made), {"folder": str(arguments.folder), **made})
 
 
@@ -37,8 +37,12 @@ def check(arguments: Arguments) -> Iterator[Answer]:
     from pipelines import check, machine
 
     targets = machine.targets(arguments.file)
+    others = machine.others(targets)
     mistakes = check.check(arguments.file)
-    yield Answer(machine.table(targets), {"ok": not mistakes, "mistakes": mistakes, "targets": targets})
+    lines = [machine.table(targets)]
+    lines += [f"no target names {other['runtime']}: {other['install'] or 'installed here'}" for other in others]
+    data = {"ok": not mistakes, "mistakes": mistakes, "targets": targets, "other_runtimes": others}
+    yield Answer("\n".join(lines), data)
     if mistakes:
         raise StageError("\n".join(mistakes))
 

@@ -60,27 +60,32 @@ def read(build: Path) -> list[Variant]:
 
     data = data_hash(build / "data")
     return [
-        *(_fp32(build, name, data) for name in STAGES if (build / name).is_dir()),
-        *(_target(build, bundle, data) for bundle in sorted((build / "bundles").glob("*/"))),
+        *(_fp32(build, name, data) for name in STAGES if (build / "onnx" / f"{name}.onnx").is_file()),
+        # The folder of a target that could not be built on this machine has no evidence.
+        *(_target(build, p.parent, data) for p in sorted((build / "bundles").glob("*/evidence.json"))),
     ]
 
 
 def _fp32(build: Path, name: str, data: str) -> Variant:
-    folder = build / name
-    with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
-        curves = tuple(csv.DictReader(file))
+    folder, onnx = build / name, build / "onnx" / f"{name}.onnx"
+    trained = folder.is_dir()  # or given, as an ONNX file
+    curves: tuple[dict[str, str], ...] = ()
+    if trained:
+        with (folder / "curves.csv").open(encoding="utf-8", newline="") as file:
+            curves = tuple(csv.DictReader(file))
+    files = [*([folder / "model.safetensors"] if trained else []), onnx]
     return Variant(
-        name=name,
-        stage=STAGES[name],
-        content_hash=sha256_file(folder / "model.safetensors"),
+        name=name if trained else "given",
+        stage=STAGES[name] if trained else "convert",
+        content_hash=sha256_file(files[0]),
         data_hash=data,
         params=_flat({k: v for k, v in params.read().items() if k in SECTIONS[name]}),
         metrics=_numbers(read_json(build / "baseline" / "metrics.json").get(name, {})),
         curves=curves,
         plots=(),
-        files=(sha256_file(folder / "model.safetensors"), sha256_file(build / "onnx" / f"{name}.onnx")),
+        files=tuple(sha256_file(file) for file in files),
         report=_report(build),
-        onnx=build / "onnx" / f"{name}.onnx",
+        onnx=onnx,
     )
 
 

@@ -3,11 +3,12 @@
 import shutil
 
 import pytest
+from filelock import FileLock
 
 from tests import line
 
 pytest_plugins = ["tests.tiny"]
-LONGEST = ["test_line.py", "test_machines.py"]
+LONGEST = ["test_docs.py", "test_line.py", "test_machines.py", "test_project.py"]
 
 
 def pytest_collection_modifyitems(items):
@@ -31,10 +32,22 @@ def browser():
         found.close()
 
 
-@pytest.fixture(scope="session")
-def built_line(tmp_path_factory):
-    """A shrunk copy of the project with its line built: its folder, and what `dvc repro` said."""
-    root = line.copy(tmp_path_factory.mktemp("line"))
-    done = line.run(root, "dvc", "repro")
-    line.run(root, "git", "add", "--force", "dvc.lock")
-    return root, done
+@pytest.fixture(scope="module")
+def built_line(tmp_path_factory, worker_id):
+    """A shrunk copy of the project with its line built: its folder, and what `dvc repro` said.
+
+    It is built once for all processes that run tests; each file of tests gets a copy of its own.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    said = shared / "line.txt"
+    with FileLock(shared / "line.lock"):
+        if not said.is_file():
+            (shared / "line").mkdir()
+            root = line.copy(shared / "line")
+            done = line.run(root, "dvc", "repro")
+            line.run(root, "git", "add", "--force", "dvc.lock")
+            said.write_text(done.stdout)
+    copied = tmp_path_factory.mktemp("line") / "project"
+    shutil.copytree(shared / "line", copied, symlinks=True)
+    return copied, said.read_text()

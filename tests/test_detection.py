@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data import Dataset
+from pipelines.data import Dataset, Input
+from pipelines.tasks import detection
 from pipelines.tasks.detection import decode
 from tests import line
 
@@ -60,11 +61,11 @@ def test_every_target_has_its_metrics_a_bundle_and_a_place_in_the_report(built):
 def test_the_bundle_alone_gives_the_boxes_that_were_measured(built, target, tmp_path):
     """Boxes are in pixels of the image as it came: here 64 pixels, where the model takes 96."""
     dataset = Dataset(built / "build/data")
-    preprocess = dataset.preprocess(type("Input", (), {"height": 96, "width": 96, "resize": "letterbox"}))
+    preprocess = dataset.preprocess(Input(height=96, width=96, resize="letterbox"))
     rows = dataset.rows("test")[:6]
     with np.load(built / f"build/predictions/{target}.npz") as file:
         outputs = [file[k][:6] for k in ("0", "1")]
-    wanted = decode.boxes(outputs, preprocess, [(64, 64)] * 6, 100, 0.01)
+    wanted = decode.boxes(outputs, preprocess, [(64, 64)] * 6, detection.POSTPROCESS)
     files = []
     for row in rows:
         files.append(tmp_path / f"{row}.png")

@@ -1,8 +1,11 @@
 """Model families: one file each, named in `teacher.family` and `student.family`.
 
-Each module has `Options(Section)` and `build(options, channels, classes) -> nn.Module`. A model of ours maps
-float32 N x C x H x W to logits N x classes (a detector: to the maps that `tasks/detection` reads, whose names are
-`outputs`), and its `features` is the submodule whose output, N x D x h x w, is compared in feature distillation.
+Each module has `Options(Section)` and `build(options, channels, classes) -> nn.Module`. `onnx`, a finished model, has
+no `build`, and enters at `convert`; a family with pretrained weights has `start(model, options, key)`. A model of
+ours maps float32 N x C x H x W to logits N x classes (a detector: to the maps that `tasks/detection` reads, whose names
+are `outputs`); its `features` is the submodule whose output, N x D x h x w, is compared in feature distillation (a
+model may have none), its `head` the submodule whose outputs are never pruned, and its `unprunable`, where it has any,
+are modules that stay as they are.
 """
 
 import importlib
@@ -45,10 +48,24 @@ def options(model: dict[str, Any], key: str) -> tuple[ModuleType, Section]:
 
 
 def build(model: dict[str, Any], channels: int, classes: int, key: str = "model") -> "nn.Module":
-    """Return an untrained model for `{family: NAME, ...}`, its weights drawn from torch's global generator."""
+    """Return an untrained model for `{family: NAME, ...}`, its weights drawn from torch's global generator.
+
+    Raises StageError when the family is one of finished models.
+    """
     module, typed = options(model, key)
+    if not hasattr(module, "build"):
+        raise StageError(
+            f"params.yaml: {key}.family: {model['family']} is a finished model, and is not trained; see docs"
+        )
     built: nn.Module = module.build(typed, channels, classes)
     return built
+
+
+def start(model: "nn.Module", spec: dict[str, Any], key: str) -> None:
+    """Put the weights that the family's options name into a new model, where they name any."""
+    module, typed = options(spec["model"], key)
+    if hasattr(module, "start"):
+        module.start(model, typed, key)
 
 
 def save(path: Path, model: "nn.Module", spec: dict[str, Any]) -> None:
@@ -86,18 +103,23 @@ def narrow(model: "nn.Module", tensors: dict[str, Any]) -> None:
     from torch import nn
 
     for name, layer in model.named_modules():
+        for key, old in list(layer.named_parameters(recurse=False)) + list(layer.named_buffers(recurse=False)):
+            new = tensors.get(f"{name}.{key}")
+            if new is not None and new.shape != old.shape:
+                empty = torch.empty_like(new)
+                setattr(layer, key, nn.Parameter(empty, old.requires_grad) if isinstance(old, nn.Parameter) else empty)
         weight = tensors.get(f"{name}.weight")
-        if weight is None or weight.shape == layer.weight.shape:
+        if weight is None:
             continue
-        for key, old in list(layer.named_parameters(recurse=False)):
-            setattr(layer, key, nn.Parameter(torch.empty_like(tensors[f"{name}.{key}"]), old.requires_grad))
-        for key, _ in list(layer.named_buffers(recurse=False)):
-            setattr(layer, key, torch.empty_like(tensors[f"{name}.{key}"]))
         if isinstance(layer, nn.Conv2d):
-            if layer.groups > 1:  # depthwise: one filter per channel
-                layer.groups = weight.shape[0]
+            if layer.groups == layer.in_channels > 1:  # depthwise: the same filters per channel as before
+                layer.groups = weight.shape[0] // (layer.out_channels // layer.groups)
             layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
         elif isinstance(layer, nn.BatchNorm2d):
             layer.num_features = weight.shape[0]
         elif isinstance(layer, nn.Linear):
             layer.out_features, layer.in_features = weight.shape
+        elif isinstance(layer, nn.GroupNorm):
+            layer.num_channels = weight.shape[0]
+        elif isinstance(layer, nn.LayerNorm):
+            layer.normalized_shape = tuple(weight.shape)

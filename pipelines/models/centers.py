@@ -109,7 +109,8 @@ def build(options: Options, channels: int, classes: int) -> "nn.Module":
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             x = self.features(x)
-            found: tuple[torch.Tensor, torch.Tensor] = self.head(*(tower(x) for tower in self.towers))
-            return found
+            seen, measured = (tower(x) for tower in self.towers)
+            scores, boxes = self.head(seen, measured)
+            return scores, boxes
 
     return Centers()

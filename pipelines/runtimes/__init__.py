@@ -2,8 +2,10 @@
 
 Each module has:
 
-- `PACKAGES`, the import names it needs; `PRECISIONS`, what it can make; `FILES`, an artifact's files, the one to
-  load first;
+- `PACKAGES`, the import names it needs; `TOOLS`, programs of environments of their own;
+- `INSTEAD`, what computes the answers of its artifacts where the real thing cannot run, so that nothing is timed, or
+  None;
+- `PRECISIONS`, what it can make; `FILES`, an artifact's files, the one to load first;
 - `Options(Section)`, what stands in `targets.T.options` of an INT8 target;
 - `candidates(options, search) -> list[Options]`: the schemes that a search tries (`fast` or `thorough`), the declared
   one first, then from the likeliest on;
@@ -49,5 +51,6 @@ def load(name: str, key: str = "runtime") -> ModuleType:
 
 
 def missing(runtime: ModuleType) -> list[str]:
-    """Return the packages of a runtime that are not installed."""
-    return [p for p in runtime.PACKAGES if importlib.util.find_spec(p) is None]
+    """Return the packages and programs of a runtime that are not installed."""
+    packages = [p for p in runtime.PACKAGES if importlib.util.find_spec(p) is None]
+    return packages + [str(tool) for tool in runtime.TOOLS if not tool.is_file()]

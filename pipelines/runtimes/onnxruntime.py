@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from pipelines import qdq
 from pipelines.calibration import Calibration
 from pipelines.params import Section
 from pipelines.runtimes import Operator
 
 PACKAGES = ("onnxruntime",)
+TOOLS: tuple[Path, ...] = ()
+INSTEAD = None
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.onnx",)
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip")  # without the last two, fusion with them is lost
@@ -64,53 +67,27 @@ def quantize(
         _halve(source, target)
         return {"quantizer": "none"}
     assert calibration is not None and options is not None
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from onnxruntime.quantization import QuantType
 
-    with tempfile.TemporaryDirectory() as folder:
-        prepared, ranges = Path(folder) / "prepared.onnx", Path(folder) / "ranges.json"
-        # Merged: to shape inference the batch of a Resize, floor(N * 1.0), is another dimension than N.
-        quant_pre_process(source, prepared, auto_merge=True)
-        _name_nodes(prepared)
-        method = quantization.CalibrationMethod.MinMax  # what the table holds are ranges, whoever chose them
-        found = {name: row[options.ranges] for name, row in calibration.activations.items()}
-        table = {
-            name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in found.items()
-        }
-        save_tensors_data(TensorsData(method, table), ranges)
-        quantization.quantize_static(
-            prepared,
-            target,
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=list(LINEAR) if options.operators == "linear" else None,
-            activation_type=quantization.QuantType["QUInt8" if options.activations == "u8" else "QInt8"],
-            weight_type=quantization.QuantType.QInt8,
-            per_channel=options.per_channel,
-            reduce_range=options.reduce_range,
-            nodes_to_exclude=list(keep),
-            calibrate_method=method,
-            calibration_cache_path=ranges,
-            extra_options={"ActivationSymmetric": options.activations == "s8"},
-        )
-    proto = onnx.load(target)
-    del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {"quantmill_calibration": calibration.digest})
-    target.write_bytes(proto.SerializeToString(deterministic=True))
+    qdq.quantize(
+        source,
+        target,
+        calibration,
+        options.ranges,
+        op_types_to_quantize=list(LINEAR) if options.operators == "linear" else None,
+        activation_type=QuantType.QUInt8 if options.activations == "u8" else QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=options.per_channel,
+        reduce_range=options.reduce_range,
+        nodes_to_exclude=list(keep),
+        extra_options={"ActivationSymmetric": options.activations == "s8"},
+    )
     return {"quantizer": "onnxruntime", **options.model_dump()}
 
 
 def quantized(artifact: Path) -> list[str]:
     """Return the names of the operators of an INT8 artifact that take quantized inputs, in the order of the graph."""
-    import onnx
-
-    graph = onnx.load(artifact).graph
-    made = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    # Weights are dequantized too: an operator is quantized when its first input is.
-    return [
-        n.name for n in graph.node if n.op_type not in ("QuantizeLinear", "DequantizeLinear") and n.input[0] in made
-    ]
+    return qdq.quantized(artifact)
 
 
 def load(artifact: Path, threads: int) -> Callable[[NDArray[np.float32]], list[NDArray[Any]]]:
@@ -188,13 +165,3 @@ def _halve(source: Path, target: Path) -> None:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     target.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-def _name_nodes(path: Path) -> None:
-    """Name nameless nodes after what they give: only an operator with a name can be kept from INT8."""
-    import onnx
-
-    proto = onnx.load(path)
-    for node in proto.graph.node:
-        node.name = node.name or f"{node.output[0]}:{node.op_type}"
-    onnx.save(proto, path)

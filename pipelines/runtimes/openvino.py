@@ -15,6 +15,8 @@ from pipelines.params import Section
 from pipelines.runtimes import Operator
 
 PACKAGES = ("openvino", "nncf")
+TOOLS: tuple[Path, ...] = ()
+INSTEAD = None
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.xml", "model.bin")
 # These pass INT8 on as it is: NNCF puts no FakeQuantize behind them.

@@ -103,8 +103,12 @@ def test_all_mistakes_are_told_at_once(tmp_path):
     assert len(mistakes(tmp_path, change)) == 2
 
 
-def test_a_runtime_that_is_not_installed_is_told_with_the_remedy(tmp_path, monkeypatch):
+def test_a_runtime_that_is_not_installed_is_told_with_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runtimes.load("openvino"), "PACKAGES", ("openvino", "not_there"))
-    found = mistakes(tmp_path, lambda p: p["targets"].pop("openvino-fp16"))
-    assert len(found) == 1
-    assert "targets.openvino-int8.runtime: openvino needs not_there, not installed here; run `pip install" in found[0]
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(PARAMS))
+    check.main(file, tmp_path / "check.json")
+    assert [line for line in capsys.readouterr().out.splitlines() if "openvino-int8" in line] == [
+        "check: target openvino-int8 is left out: openvino needs not_there, not installed here; run `make targets`, "
+        "then `dvc repro -f quantize@openvino-int8`"
+    ]

@@ -4,12 +4,12 @@ import onnx
 import pytest
 import torch
 
-from pipelines import convert, models
+from pipelines import convert
 from pipelines.stage import StageError
-from tests.pipelines.test_models import SHAPE, build
+from tests.pipelines.test_models import SHAPE, TRAINED, build
 
 
-@pytest.mark.parametrize("family", models.names())
+@pytest.mark.parametrize("family", TRAINED)
 def test_bytes_repeat_and_hold_no_path(family, tmp_path):
     for name in ("one", "two"):
         convert.export(build(family), SHAPE, tmp_path / f"{name}.onnx")

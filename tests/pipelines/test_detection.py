@@ -13,6 +13,7 @@ from pipelines.tasks.detection import decode, losses
 
 CLASSES, CELLS = 3, 16
 SQUARE = Preprocess(3, 128, 128, "letterbox", 255.0, (0.0,) * 3, (1.0,) * 3)
+SURE = {**detection.POSTPROCESS, "least": 0.5}
 BOXES = np.array([[10.0, 20, 30, 40, 0], [70, 60, 50, 50, 2], [60, 4, 12, 12, 1]])
 
 
@@ -33,7 +34,8 @@ def moved_by(pixels):
 
 
 def said(boxes, shape=(128, 128), preprocess=SQUARE):
-    return detection.Truth([np.asarray(b, float) for b in boxes], [shape] * len(boxes), list("abc"), preprocess)
+    truth, shapes = [np.asarray(b, float) for b in boxes], [shape] * len(boxes)
+    return detection.Truth(truth, shapes, list("abc"), preprocess, detection.POSTPROCESS)
 
 
 def wanted(boxes):
@@ -42,7 +44,7 @@ def wanted(boxes):
 
 
 def test_decoding_gives_back_what_the_maps_show():
-    (found,) = decode.boxes(maps(BOXES), SQUARE, [(128, 128)], 100, 0.5)
+    (found,) = decode.boxes(maps(BOXES), SQUARE, [(128, 128)], SURE)
     order = np.lexsort(found.T[:1])
     np.testing.assert_allclose(found[order][:, :5], BOXES[np.lexsort(BOXES.T[:1])], atol=1e-9)
 
@@ -54,7 +56,7 @@ def test_boxes_are_in_pixels_of_the_image_as_it_came(resize, shape):
     original = np.array([[12.0, 8, 36, 24, 1]])
     corners = preprocess.place(np.c_[original[:, :2], original[:, :2] + original[:, 2:4]], *shape)
     inside = np.c_[corners[:, :2], corners[:, 2:] - corners[:, :2], 1]
-    (found,) = decode.boxes(maps(inside), preprocess, [shape], 100, 0.5)
+    (found,) = decode.boxes(maps(inside), preprocess, [shape], SURE)
     np.testing.assert_allclose(found[:, :5], original, atol=1e-9)
 
 
@@ -62,7 +64,7 @@ def test_neighbours_of_equal_score_are_one_object():
     outputs = maps(BOXES[:1])
     y, x = np.argwhere(outputs[0][0, 0] > 0)[0]
     outputs[0][0, 0, y, x : x + 3] = 6.0  # as rounding to INT8 does
-    assert len(decode.cells(outputs, 100, 0.5)[0]) == 1
+    assert len(decode.cells(outputs, SURE)[0]) == 1
 
 
 def test_the_loss_is_least_for_the_maps_that_decode_to_the_truth():

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines import check, params, project, survey
+from pipelines import check, evaluation, params, project, survey
+from pipelines.files import read_json
 from pipelines.stage import StageError
 from tests import line
 from tests.pipelines import sources
@@ -170,3 +171,72 @@ def test_the_whole_line_runs_in_it_and_then_has_nothing_to_do(made):
     said = command(root, "report", "--json")
     assert said.returncode == 0 and '"project"' not in said.stderr
     assert os.path.isfile(root / "build" / "bundles" / "openvino-int8" / "signature.json")
+
+
+@pytest.fixture(scope="module")
+def given(made):
+    """A project around the ONNX file that the other one made, and its line run."""
+    root = made[0].parent
+    done = command(root, "init", "given", "--from", "set", "--model", "shapes/build/onnx/pruned.onnx")
+    assert done.returncode == 0 and "the model is given: set input.mean and std" in done.stdout, done.stderr
+    file = root / "given" / "params.yaml"
+    found = params.read(file)
+    assert found["input"] | {"mean": 0, "std": 0} == {
+        "height": 16,
+        "width": 16,
+        "resize": "stretch",
+        "mean": 0,
+        "std": 0,
+    }
+    assert not {"threads", "teacher", "train", "distill", "prune", "augment"} & set(found)
+    trained_with = read_json(root / "shapes" / "build" / "onnx" / "preprocess.json")
+    found["input"] |= {key: trained_with[key] for key in ("mean", "std")}
+    found["targets"] = {n: t for n, t in found["targets"].items() if n == "openvino-int8"}
+    found |= {k: line.merge(found[k], SHRUNK[k]) for k in ("calibrate", "measure")}
+    file.write_text(yaml.safe_dump(found, sort_keys=False))
+    return root / "given", line.run(root / "given", "dvc", "repro", PYTHONPATH=str(ROOT))
+
+
+@pytest.mark.slow
+def test_a_given_model_takes_the_line_from_convert_on_and_scores_what_it_scored(made, given):
+    root, done = given
+    ran = line.executed(done)
+    assert ran[:4] == ["check", "prepare", "check_data", "convert"] and "register" in ran
+    assert not {"train", "distill", "prune"} & set(line.run(root, "dvc", "stage", "list", "--name-only").stdout.split())
+    before = read_json(made[0] / "build" / "baseline" / "metrics.json")["pruned"]
+    after = read_json(root / "build" / "baseline" / "metrics.json")
+    assert list(after) == ["pruned"] and after["pruned"]["accuracy"] == before["accuracy"]
+    assert after["pruned"]["slices"] == before["slices"] and after["pruned"]["drop_teacher"] is None
+    one, other = (evaluation.read_outputs(r / "build" / "baseline" / "pruned.npz")[0] for r in (made[0], root))
+    assert np.allclose(one, other, atol=1e-5)
+    target = read_json(root / "build" / "metrics" / "openvino-int8.json")
+    assert target["speedup_teacher"] is None and target["compression"] > 1 and target["speedup"] > 0
+    assert (
+        "given-fp32" in line.run(root, sys.executable, "-m", "pipelines.summary", "build", PYTHONPATH=str(ROOT)).stdout
+    )
+    page = (root / "build" / "report" / "index.html").read_text()
+    assert "given-fp32" in page and "teacher-fp32" not in page and "than the FP32 model" in page
+    assert line.executed(line.run(root, "dvc", "repro", PYTHONPATH=str(ROOT))) == []
+
+
+@pytest.mark.slow
+def test_sections_that_train_are_refused_beside_a_given_model_and_missed_without_one(given, tmp_path):
+    found = params.read(given[0] / "params.yaml")
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump({**found, "train": params.read(ROOT / "params.yaml")["train"]})
+    )
+    (mistake,) = check.check(tmp_path / "params.yaml")
+    assert "student.family: onnx is a finished model, so nothing uses train; take it out" in mistake
+    student = {"family": "separable", "stem": 8, "widths": [8], "depths": [1]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**found, "student": student}))
+    assert "params.yaml: teacher: missing; add it (see params.schema.json)" in check.check(tmp_path / "params.yaml")
+
+
+def test_the_line_of_a_given_model_covers_what_its_stages_import():
+    from tests.test_dag import PLUMBING, closure
+
+    stages = yaml.safe_load((project.TEMPLATES / "given.yaml").read_text())["stages"]
+    for stage in stages.values():
+        module = stage["cmd"].split()[2].replace(".", "/") + ".py"
+        assert not closure({module}) - PLUMBING - set(stage["deps"])
+    assert "build/student" not in project.line(given=True)

@@ -1,6 +1,7 @@
 """Every runtime, every precision: near FP32, the same bytes each time, and loadable from its source alone."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 
@@ -28,8 +29,13 @@ OPTIONS_OF = {
         "operators": "all",
         "reduce_range": False,
     },
+    "tensorrt": {"ranges": "minmax"},
+    "qnn": {"ranges": "minmax", "activations": "u8"},
+    "litert": {"activations": "int8", "ranges": "minmax"},
 }
-EVERY = [(r, p) for r in runtimes.names() for p in runtimes.load(r).PRECISIONS]
+MORE = {"litert": [{"activations": "int16"}, {"activations": "float"}], "qnn": [{"activations": "u16"}]}
+HERE = [r for r in runtimes.names() if not runtimes.missing(runtimes.load(r))]
+EVERY = [(r, p) for r in HERE for p in runtimes.load(r).PRECISIONS]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,12 @@ def test_every_runtime_is_tested():
     assert set(OPTIONS_OF) == set(runtimes.names())
 
 
+@pytest.mark.parametrize("name", runtimes.names())
+def test_what_a_runtime_needs_is_installed(name):
+    if lacking := runtimes.missing(runtimes.load(name)):
+        pytest.skip(f"{name} is not tested: {', '.join(lacking)} not installed; run `make targets`")
+
+
 @pytest.mark.parametrize(("name", "precision"), EVERY)
 def test_answers_as_fp32_does_in_any_batch_and_with_the_same_bytes(project, tmp_path, name, precision):
     runtime, calibration, done = make(project, name, precision, tmp_path / "one")
@@ -82,17 +94,18 @@ def test_answers_as_fp32_does_in_any_batch_and_with_the_same_bytes(project, tmp_
         assert calibration.digest.encode() in files, "a stale artifact is found by the digest in it"
 
 
-@pytest.mark.parametrize("name", runtimes.names())
+@pytest.mark.parametrize("name", HERE)
 def test_int8_bytes_are_the_same_in_another_process(project, tmp_path, name):
     runtime, *_ = make(project, name, "int8", tmp_path / "here")
-    line.change(project, {"targets": {f"{name}-int8": {"options": OPTIONS_OF[name]}}})
+    declared = {"runtime": name, "precision": "int8", "device": "cpu", "search": "none", "aim": {}, "gates": {}}
+    line.change(project, {"targets": {f"{name}-int8": {**declared, "options": OPTIONS_OF[name]}}})
     words = [f"{name}-int8", "build/data", "build/onnx", "build/calibration", str(tmp_path / "there")]
     line.run(project, "python", "-m", "pipelines.quantize", *words)
     for file in runtime.FILES:
         assert sha256_file(tmp_path / "here" / file) == sha256_file(tmp_path / "there" / file)
 
 
-@pytest.mark.parametrize("name", runtimes.names())
+@pytest.mark.parametrize("name", HERE)
 def test_load_travels_as_source_and_needs_numpy_and_the_runtime_alone(project, tmp_path, name):
     runtime, calibration, _ = make(project, name, "int8", tmp_path / "artifact")
     batch = next(calibration.inputs(2))
@@ -103,10 +116,37 @@ def test_load_travels_as_source_and_needs_numpy_and_the_runtime_alone(project, t
             "import sys, numpy as np",
             inspect.getsource(runtime.load),
             "np.save('out.npy', load('artifact/' + sys.argv[1], 1)(np.load('batch.npy'))[0])",
-            "assert not {'pipelines', 'torch', 'nncf', 'onnx'} & set(sys.modules)",
+            "assert not {'pipelines', 'torch', 'nncf', 'onnx', 'ai_edge_quantizer'} & set(sys.modules)",
         ]
     )
     (tmp_path / "device.py").write_text(program)
     subprocess.run([sys.executable, "device.py", runtime.FILES[0]], cwd=tmp_path, check=True)
     wanted = runtime.load(tmp_path / "artifact" / runtime.FILES[0], 1)(batch)[0]
     assert np.array_equal(np.load(tmp_path / "out.npy"), wanted)
+
+
+@pytest.mark.parametrize(("name", "change"), [(n, c) for n in MORE if n in HERE for c in MORE[n]])
+def test_other_bits_of_activations_answer_as_fp32_does(project, tmp_path, name, change):
+    runtime = runtimes.load(name)
+    frozen = Calibration(project / "build/data", project / "build/calibration")
+    source = project / "build/onnx/pruned.onnx"
+    runtime.quantize(source, frozen, "int8", runtime.Options(**{**OPTIONS_OF[name], **change}), tmp_path)
+    batch = next(frozen.inputs(8))
+    fp32 = runtimes.load("onnxruntime").load(source, 1)(batch)[0]
+    found = runtime.load(tmp_path / runtime.FILES[0], 1)(batch)[0]
+    assert np.abs(found - fp32).max() <= 0.05 * np.abs(fp32).max()
+
+
+def test_what_onnxruntime_takes_apart_stays_in_float_and_the_rest_is_int8(project, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.Hardswish(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()]
+    onnx_folder, data = tmp_path / "onnx", project / "build/data"
+    convert.export(torch.nn.Sequential(*layers).eval(), (1, 16, 16), onnx_folder / "pruned.onnx")
+    shutil.copyfile(project / "build/onnx/preprocess.json", onnx_folder / "preprocess.json")
+    monkeypatch.chdir(project)
+    calibrate.main(data, onnx_folder, tmp_path / "calibration")
+    runtime, frozen = runtimes.load("onnxruntime"), Calibration(data, tmp_path / "calibration")
+    options = runtime.Options(**OPTIONS_OF["onnxruntime"])
+    runtime.quantize(onnx_folder / "pruned.onnx", frozen, "int8", options, tmp_path / "out")
+    found = runtime.operators(tmp_path / "out" / "model.onnx", [1, 16, 16])
+    assert [o.precision for o in found] == ["int8", "int8"]

@@ -52,6 +52,9 @@ def test_check_says_what_runs_here_and_what_to_install(project, monkeypatch, cap
     code, out, _ = run(monkeypatch, capsys, "check", str(file), "--json")
     assert json.loads(out)["ok"] and {t["runs_here"] for t in json.loads(out)["targets"]} == {True}
     monkeypatch.setattr("pipelines.runtimes.openvino.PACKAGES", ("no_such_package",))
+    Path("one.yaml").write_text("targets: {a: {runtime: onnxruntime, precision: fp32, device: cpu}}\n")
+    code, out, _ = run(monkeypatch, capsys, "check", "one.yaml")
+    assert code == 1 and "no target names openvino: pip install no_such_package" in out
     code, out, err = run(monkeypatch, capsys, "check", str(file), "--json")
     (target,) = [t for t in json.loads(out)["targets"] if t["target"] == "openvino-int8"]
     assert code == 1 and target["install"] == "pip install no_such_package" and "no_such_package" in err

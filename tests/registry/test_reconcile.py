@@ -231,7 +231,8 @@ def test_two_at_once_and_two_promotions_in_one_second(versions):
             assert run.exitcode == 0
         reconcile.reconcile([MODEL])
         assert live() == (alias(versions), True)
-        assert alias(versions) == (last if last != 3 else before)
+        # Version 3 did not pass: what served before it stays, which is `first` if that was seen in time.
+        assert alias(versions) in ([last] if last != 3 else [before, first])
 
 
 def test_a_state_file_is_never_half_written(project):

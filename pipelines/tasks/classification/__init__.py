@@ -16,9 +16,20 @@ METRIC = "accuracy"
 POSTPROCESS = {"task": "classification", "activation": "softmax", "top": 1}
 
 
-def truth(dataset: Dataset, rows: NDArray[np.int64], _preprocess: Preprocess) -> NDArray[np.int64]:
+def truth(
+    dataset: Dataset, rows: NDArray[np.int64], _preprocess: Preprocess, _postprocess: dict[str, Any] | None = None
+) -> NDArray[np.int64]:
     """Return what the model should say of each row: the class ids, N."""
     return dataset.labels[rows]
+
+
+def unfit(outputs: Any, classes: int) -> str | None:
+    """Return what is wrong with what a model gives for two images, or None: logits 2 x classes are wanted."""
+    shape = list(getattr(outputs, "shape", []))
+    if shape == [2, classes]:
+        return None
+    found = " x ".join(map(str, ["N", *shape[1:]])) if shape else type(outputs).__name__
+    return f"gives {found}; wanted are logits, N x {classes}, one for each class of the data"
 
 
 def targets(

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     import torch
 
 METRIC = "mAP50-95"
-POSTPROCESS = {"task": "detection", "activation": "sigmoid", "most": average_precision.MOST, "least": 0.01}
+POSTPROCESS: dict[str, Any] = {
+    "task": "detection",
+    "activation": "sigmoid",
+    "most": average_precision.MOST,
+    "least": 0.01,
+    "overlap": None,  # IoU from which on the weaker of two boxes of a class is dropped
+}
 SURE = 0.3  # a score from which on a box counts in `agreement`
 
 
@@ -29,17 +35,21 @@ class Truth:
     shapes: list[tuple[int, ...]]  # height and width of each image
     classes: list[str]
     preprocess: Preprocess
+    postprocess: dict[str, Any]
     matched: dict[tuple[str, str], list[Matches]] = field(default_factory=dict)  # by outputs' hash and size
 
     def __len__(self) -> int:
         return len(self.boxes)
 
 
-def truth(dataset: Dataset, rows: NDArray[np.int64], preprocess: Preprocess) -> Truth:
-    """Return what the model should say of each row."""
+def truth(
+    dataset: Dataset, rows: NDArray[np.int64], preprocess: Preprocess, postprocess: dict[str, Any] | None = None
+) -> Truth:
+    """Return what the model should say of each row; `postprocess` is what it declares other than POSTPROCESS."""
     heights, widths = (dataset.column(side)[rows].tolist() for side in ("height", "width"))
     shapes: list[tuple[int, ...]] = list(zip(heights, widths, strict=True))
-    return Truth([dataset.boxes(int(row)) for row in rows], shapes, dataset.classes, preprocess)
+    boxes = [dataset.boxes(int(row)) for row in rows]
+    return Truth(boxes, shapes, dataset.classes, preprocess, {**POSTPROCESS, **(postprocess or {})})
 
 
 def targets(
@@ -79,6 +89,20 @@ def golden(dataset: Dataset, rows: NDArray[np.int64], preprocess: Preprocess) ->
         sides = preprocess.place(np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:4]], *shape[:2])
         found[n, : len(boxes)] = np.c_[sides[:, :2], sides[:, 2:] - sides[:, :2], boxes[:, 4]]
     return found
+
+
+def unfit(outputs: Any, classes: int) -> str | None:
+    """Return what is wrong with what a model gives for two images, or None: pairs of maps are wanted.
+
+    Each is of scores, 2 x classes x h x w, and sides, 2 x 4 x h x w; a model may give a pair for each of its levels.
+    """
+    maps = outputs if isinstance(outputs, tuple) else (outputs,)
+    shapes = [tuple(getattr(m, "shape", ())) for m in maps]
+    pairs = zip(shapes[::2], shapes[1::2], strict=False)
+    if len(shapes) % 2 == 0 and all(a[:2] == (2, classes) and b == (2, 4, *a[2:]) and len(b) == 4 for a, b in pairs):
+        return None
+    found = ", ".join(" x ".join(map(str, ("N", *shape[1:]))) for shape in shapes)
+    return f"gives {found}; wanted are scores, N x {classes} x h x w, and sides, N x 4 x h x w, for each level"
 
 
 def _move(edges: "torch.Tensor", matrix: "torch.Tensor") -> "torch.Tensor":
@@ -130,7 +154,10 @@ def agreement(one: list[NDArray[Any]], other: list[NDArray[Any]]) -> float:
     The same is: as many, and each with one of the same class that it covers by IoU 0.5.
     """
     same = 0
-    for a, b in zip(*(decode.cells(outputs, average_precision.MOST, SURE) for outputs in (one, other)), strict=True):
+    for a, b in zip(
+        *(decode.cells(outputs, {**POSTPROCESS, "least": SURE, "overlap": 0.7}) for outputs in (one, other)),
+        strict=True,
+    ):
         alike = decode.iou(a[:, :4], b[:, :4]) >= 0.5
         alike &= a[:, None, 4] == b[None, :, 4]
         same += len(a) == len(b) and bool(alike.any(0).all() and alike.any(1).all())
@@ -155,7 +182,6 @@ def _matches(outputs: list[NDArray[Any]], wanted: Truth, size: str) -> list[Matc
         digest.update(np.ascontiguousarray(output).data)
     key = digest.hexdigest(), size
     if key not in wanted.matched:
-        options = average_precision.MOST, POSTPROCESS["least"]
-        found = decode.boxes(outputs, wanted.preprocess, wanted.shapes, *options)  # type: ignore[arg-type]
+        found = decode.boxes(outputs, wanted.preprocess, wanted.shapes, wanted.postprocess)
         wanted.matched[key] = average_precision.match(wanted.boxes, found, len(wanted.classes), size)
     return wanted.matched[key]

@@ -24,7 +24,7 @@ def decode(
 
     `shapes` has the height and width of each image as it came; x and y are the left and upper edge.
     """
-    found = boxes(outputs, preprocess, shapes, postprocess["most"], postprocess["least"])
+    found = boxes(outputs, preprocess, shapes, postprocess)
     return [
         {
             "objects": [
@@ -53,12 +53,11 @@ def boxes(
     outputs: Sequence[NDArray[Any]],
     preprocess: Preprocess,
     shapes: Sequence[tuple[int, ...]],
-    most: int,
-    least: float,
+    postprocess: dict[str, Any],
 ) -> list[NDArray[np.float64]]:
     """Return the boxes of each image in its own pixels, N x 6: left, top, width, height, class id and score."""
     found = []
-    for (height, width, *_), shares in zip(shapes, cells(outputs, most, least), strict=True):
+    for (height, width, *_), shares in zip(shapes, cells(outputs, postprocess), strict=True):
         sides = np.c_[shares[:, :2], shares[:, :2] + shares[:, 2:4]]
         sides *= np.array([preprocess.width, preprocess.height] * 2)
         corners = preprocess.restore(sides, height, width)
@@ -66,27 +65,55 @@ def boxes(
     return found
 
 
-def cells(outputs: Sequence[NDArray[Any]], most: int, least: float) -> list[NDArray[np.float64]]:
+def cells(outputs: Sequence[NDArray[Any]], postprocess: dict[str, Any]) -> list[NDArray[np.float64]]:
     """Return the boxes of each image as `boxes` does, but as shares of the edges of the model's input.
 
-    `outputs` are logits, images x classes x h x w, and logarithms of distances, images x 4 x h x w, in cells. An
-    object is a cell whose score no neighbour of the same class exceeds (the peaks of CenterNet, Zhou et al., Objects
-    as Points, arXiv:1904.07850, 3); no overlapping boxes need be suppressed. At most `most` of a score of `least`.
+    `outputs` are pairs of maps, one for each level: logits, images x classes x h x w, and the distances from a cell's
+    centre to its sides, images x 4 x h x w. At most `most` objects, of a score of `least`, are given.
+
+    Of one level, the distances are logarithms of cells, and an object is a cell whose score no neighbour of the same
+    class exceeds (the peaks of CenterNet, Zhou et al., Objects as Points, arXiv:1904.07850, 3). Of more, as YOLO has
+    them, they are cells, and every cell is an object; where its head lets boxes of a class overlap, the weaker of two
+    that share `overlap` (IoU) is dropped.
     """
-    logits, distances = (np.asarray(output, np.float64) for output in outputs)
-    height, width = logits.shape[2:]
-    scores = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
-    scores[~peaks(logits)] = 0
+    most, least, overlap = postprocess["most"], postprocess["least"], postprocess["overlap"]
+    single, levels = len(outputs) == 2, []
+    for place in range(0, len(outputs), 2):
+        logits, sides = (np.asarray(output, np.float64) for output in outputs[place : place + 2])
+        scores = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+        if single:
+            scores[~peaks(logits)] = 0
+            sides = np.exp(np.clip(sides, -10, 10))
+        levels.append((scores, sides))
     found = []
-    for image, sides in zip(scores, distances, strict=True):
-        flat = image.ravel()
-        best = np.argsort(-flat, kind="stable")[:most]
-        best = best[flat[best] >= least]
-        label, y, x = np.unravel_index(best, image.shape)
-        left, top, right, bottom = np.exp(np.clip(sides[:, y, x], -10, 10))
-        corner = np.stack([(x + 0.5 - left) / width, (y + 0.5 - top) / height], 1)
-        found.append(np.c_[corner, (left + right) / width, (top + bottom) / height, label, flat[best]])
+    for image in range(len(outputs[0])):
+        taken = np.concatenate([_taken(scores[image], sides[image], least) for scores, sides in levels])
+        taken = taken[np.argsort(-taken[:, 5], kind="stable")]
+        if overlap is not None:
+            taken = taken[_apart(taken[: 30 * most], overlap, most)]
+        found.append(taken[:most])
     return found
+
+
+def _taken(scores: NDArray[np.float64], sides: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Return the objects of one level of one image, N x 6: left, top, width, height as shares, class id and score."""
+    height, width = scores.shape[1:]
+    label, y, x = np.nonzero(scores >= least)
+    left, top, right, bottom = sides[:, y, x]
+    corner = np.stack([(x + 0.5 - left) / width, (y + 0.5 - top) / height], 1)
+    return np.asarray(np.c_[corner, (left + right) / width, (top + bottom) / height, label, scores[label, y, x]])
+
+
+def _apart(taken: NDArray[np.float64], overlap: float, most: int) -> list[int]:
+    """Return the places of the objects, by falling score, that no stronger one of their class covers by `overlap`."""
+    kept: list[int] = []
+    for place, one in enumerate(taken):
+        rivals = taken[[k for k in kept if taken[k, 4] == one[4]]]
+        if not (iou(one[None, :4], rivals[:, :4]) > overlap).any():
+            kept.append(place)
+        if len(kept) == most:
+            break
+    return kept
 
 
 def peaks(maps: NDArray[np.float64]) -> NDArray[np.bool_]:
