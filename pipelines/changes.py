@@ -3,6 +3,7 @@
 import base64
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.images import ImageError
 from pipelines.preprocess import Preprocess
 
 THUMBNAIL = 160  # pixels of the longer edge
+COLOURS = ("#4da3ff", "#ff9d3a")  # before, after
 MOVED = 0.005  # a smaller distance between two models on an image is not worth showing
 Outputs = list[NDArray[Any]]
 
@@ -47,9 +49,9 @@ class Judged:
     def __init__(self, data: Path, onnx: Path, task: str) -> None:
         self.dataset, self.name, self.task = Dataset(data), task, tasks.load(task)
         self.rows = self.dataset.rows("test")
-        preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
+        self.preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
         postprocess = read_json(onnx / "model.json").get("postprocess")
-        self.truth = self.task.truth(self.dataset, self.rows, preprocess, postprocess)
+        self.truth = self.task.truth(self.dataset, self.rows, self.preprocess, postprocess)
 
     def read(self, path: Path) -> Outputs | None:
         """Return the outputs in a file; None when there is none, or it is of other images."""
@@ -83,7 +85,7 @@ class Judged:
         return [
             Shown(
                 str(self.dataset.column("path")[self.rows[n]]),
-                self._thumbnail(int(self.rows[n])),
+                self._thumbnail(int(self.rows[n]), [self._objects(o, int(n)) for o in (before, after)]),
                 ", ".join(dict.fromkeys(self.dataset.classes[c] for c in self.dataset.labels_of(int(self.rows[n])))),
                 *(self._said(outputs, int(n), float(s[n])) for outputs, s in zip((before, after), score, strict=True)),
             )
@@ -115,18 +117,29 @@ class Judged:
         if self.name == "classification":
             said = tasks.decoder(self.name).decode([outputs[0][n : n + 1]], {"classes": self.dataset.classes})[0]
             return Said(said["label"], f"{100 * said['score']:.1f} %", said["class"] == self.truth[n])
-        return Said(f"{100 * score:.1f} %", self.task.METRIC, None)
+        labels = ", ".join(str(o["label"]) for o in self._objects(outputs, n)) or "nothing"
+        return Said(labels, f"{100 * score:.1f} % {self.task.METRIC}", None)
 
-    def _thumbnail(self, row: int) -> str:
+    def _objects(self, outputs: Outputs, n: int) -> list[dict[str, Any]]:
+        """Return the objects that a detector is sure of in an image; none of a classifier."""
+        if self.name != "detection":
+            return []
+        postprocess = {**self.truth.postprocess, "least": self.task.SURE, "classes": self.dataset.classes}
+        one = [output[n : n + 1] for output in outputs]
+        (found,) = tasks.decoder(self.name).decode(one, postprocess, self.preprocess, [self.truth.shapes[n]])
+        return list(found["objects"])
+
+    def _thumbnail(self, row: int, objects: list[list[dict[str, Any]]]) -> str:
         try:
-            return thumbnail(self.dataset.image(row))
+            return thumbnail(self.dataset.image(row), objects)
         except ImageError:
             return ""
 
 
-def thumbnail(pixels: NDArray[Any]) -> str:
+def thumbnail(pixels: NDArray[Any], objects: Sequence[list[dict[str, Any]]] = ()) -> str:
     """Return an image H x W x C as a PNG data URI of at most THUMBNAIL pixels: grey, or its first three channels.
 
+    The boxes of `objects`, one list for each model, are drawn side by side where there are any, in a colour for each.
     Anything but 8 bits is stretched between its 1st and 99th percentile, so that it can be seen at all.
     """
     from PIL import Image
@@ -137,9 +150,27 @@ def thumbnail(pixels: NDArray[Any]) -> str:
         shown = np.clip((shown - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(shown))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    if any(objects):
+        image = _side_by_side(image, objects, image.width / pixels.shape[1])
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _side_by_side(image: Any, objects: Sequence[list[dict[str, Any]]], scale: float) -> Any:
+    """Return the image once for each model, with its boxes and labels; `scale` leads to pixels of the image."""
+    from PIL import Image, ImageDraw
+
+    wide = Image.new("RGB", (image.width * len(objects), image.height))
+    for place, (boxes, colour) in enumerate(zip(objects, COLOURS, strict=False)):
+        part = image.convert("RGB")
+        draw = ImageDraw.Draw(part)
+        for box in boxes:
+            left, top = box["x"] * scale, box["y"] * scale
+            draw.rectangle([left, top, left + box["width"] * scale, top + box["height"] * scale], outline=colour)
+            draw.text((left + 2, top), box["label"], fill=colour)
+        wide.paste(part, (image.width * place, 0))
+    return wide
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

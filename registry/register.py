@@ -15,7 +15,7 @@ from registry.variants import Variant
 PATIENCE = 60.0  # seconds after which a slow server is left alone; `quantmill sync` does the rest
 CANDIDATE = "candidate"
 TAG = "quantmill"
-SHOWN = ("accuracy", "drop_teacher", "drop_fp32", "compression", "speedup", "p50_ms", "size_bytes")
+SHOWN = ("accuracy", "mAP50-95", "drop_teacher", "drop_fp32", "compression", "speedup", "p50_ms", "size_bytes")
 
 
 def main(build: Path, out: Path) -> None:
