@@ -90,7 +90,23 @@ def test_boxes_at_the_edge_of_a_tiny_image_are_drawn_and_nothing_breaks():
 def test_the_same_picture_has_the_same_bytes_and_opens():
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     one, two = (
-        pictures.png(pictures.beside(pixels, TRUTH / 2, CLASSES, [("FP32", [CAT]), ("INT8", [])])) for _ in "ab"
+        pictures.jpeg(pictures.beside(pixels, TRUTH / 2, CLASSES, [("FP32", [CAT]), ("INT8", [])])) for _ in "ab"
     )
     assert one == two
-    assert Image.open(io.BytesIO(one)).format == "PNG"
+    assert Image.open(io.BytesIO(one)).format == "JPEG"
+
+
+def test_the_best_score_is_that_of_the_best_f1_and_parts_no_equal_scores():
+    false = thing(80, 5, 10, 10, 1, 0.3)
+    assert pictures.best_score([TRUTH], [[CAT, DOG, false]]) == 0.8
+    assert pictures.best_score([TRUTH, TRUTH[:0]], [[CAT, DOG], [{**false, "score": 0.8}]]) == 0.8
+    # With the false one of equal score F1 is 2/3 (1 of 2, 1 false) where the cat alone would have it, too, at 0.9.
+    assert pictures.best_score([TRUTH], [[CAT, {**false, "score": 0.9}]]) == 0.9
+    assert pictures.best_score([TRUTH], [[false]]) == 1.0 and pictures.best_score([], []) == 1.0
+
+
+def test_what_is_right_is_not_hidden_under_what_is_false():
+    false = [{**CAT, "score": 0.1 + n / 100} for n in range(5)]
+    for objects in ([*false, CAT], [CAT, *false]):
+        sheet = np.asarray(pictures.beside(np.zeros((80, 120, 3), np.uint8), TRUTH, CLASSES, [("FP32", objects)]))
+        assert tuple(sheet[pictures.HEAD + 60, 33]) == pictures.RIGHT
