@@ -7,6 +7,8 @@ from pipelines import bom
 
 UNITS = {
     "accuracy": ("accuracy", 100, "%"),
+    "mAP50-95": ("mAP50-95", 100, "%"),
+    "mAP50": ("mAP50", 100, "%"),
     "drop_teacher": ("drop against the teacher", 1, "points"),
     "drop_fp32": ("drop against the pruned FP32", 1, "points"),
     "drop_worst_slice": ("drop in the slice that loses most", 1, "points"),

@@ -104,7 +104,7 @@ class Dataset:
 
     def image(self, row: int) -> NDArray[Any]:
         """Return one image, H x W x C, in the dtype in which it is stored."""
-        return images.decode(self.encoded(row))
+        return images.decode_image(self.encoded(row))
 
     def preprocess(self, size: Input) -> Preprocess:
         """Return how an image of this dataset becomes the input of a model of the given size.

@@ -22,7 +22,7 @@ class ImageError(ValueError):
     """An image that cannot be used; the message is the reason, for people."""
 
 
-def decode(data: bytes) -> NDArray[Any]:
+def decode_image(data: bytes) -> NDArray[Any]:
     """Return an encoded image as H x W x C: uint8, uint16, or float32 (from .npy and float TIFF).
 
     EXIF-rotated upright, alpha dropped, palettes resolved. The pages or bands of a TIFF are channels.

@@ -46,7 +46,7 @@ def inspect(item: Item, channels: int, bits: int, known: Known, kept: Kept) -> O
     facts, fresh = known.get(content), None
     if facts is None:
         try:
-            facts = measure(images.decode(payload))
+            facts = measure(images.decode_image(payload))
         except images.ImageError as error:
             facts = {"problem": str(error)}
         fresh = (content, facts)

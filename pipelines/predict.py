@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.images import ImageError, decode
+from pipelines.images import ImageError, decode_image
 from pipelines.preprocess import Preprocess
 
 Predict = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
@@ -53,7 +53,7 @@ class Model:
 def read_image(path: Path) -> NDArray[Any]:
     """Return one image, H x W x C, of a .npy or an image file. Raises ImageError with a reason."""
     if path.suffix != ".npy":
-        return decode(path.read_bytes())
+        return decode_image(path.read_bytes())
     try:
         return np.asarray(np.load(path, allow_pickle=False))
     except ValueError as error:

@@ -182,17 +182,18 @@ def _params(
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
-    everything = yaml.load((TEMPLATES / "digits.yaml").read_text(encoding="utf-8"))
+    template = {"classification": "digits.yaml", "detection": "detection.yaml"}[found.task]
+    everything = yaml.load((TEMPLATES / template).read_text(encoding="utf-8"))
     everything.insert(1, "quantmill", version)
     everything["project"], everything["task"] = project, found.task
     _data(everything, found)
-    everything["input"].update({"height": size[0], "width": size[1], "resize": "stretch"})
+    everything["input"].update({"height": size[0], "width": size[1]})
     train = found.splits.get("train") or max(int(found.images * 0.7), 1)
     epochs = min(max(round(STEPS * everything["train"]["batch"] / train), 5), 60)
     everything["train"]["epochs"] = everything["distill"]["schedule"]["epochs"] = epochs
     everything["prune"]["schedule"]["epochs"] = max(epochs // 2, 3)
     everything["calibrate"]["images"] = min(128, train)
-    del everything["export"]["about"]  # that of the digits
+    del everything["export"]["about"]  # that of the built-in data
     notes = dict(NOTES)
     if model is not None:
         for key in _given()["params"]:
@@ -212,7 +213,7 @@ def _params(
             everything.yaml_set_comment_before_after_key(key, before=note)
     file = io.StringIO()
     yaml.dump(everything, file)
-    text = re.sub(r"\n{3,}", "\n\n", file.getvalue())
+    text = re.sub(r"\n{3,}", "\n\n", file.getvalue()).replace("$schema=../../params", "$schema=params")
     return text, list(everything["targets"])
 
 
@@ -230,6 +231,9 @@ def _data(everything: Any, found: Survey) -> None:
     contract["unreadable"]["max"] = 0.05
     share = min(found.splits.values()) / found.images if len(found.splits) == 3 else 0.1
     contract["per_class"]["min"] = max(int(found.smallest * share / 2), 1)
+    if contract["boxes"]:
+        contract["boxes"]["outside"].update({"level": "warn", "max": 1.0})
+        contract["boxes"]["area"].update({"level": "warn", "min": 1})
     contract["balance"]["max"] = float(math.ceil(2 * found.largest / max(found.smallest, 1)))
 
 

@@ -24,7 +24,7 @@ def quantize(source: Path, target: Path, calibration: Calibration, ranges: str, 
         prepared, cache = Path(folder) / "prepared.onnx", Path(folder) / "ranges.json"
         # Merged: to shape inference the batch of a Resize, floor(N * 1.0), is another dimension than N.
         quant_pre_process(source, prepared, auto_merge=True)
-        _name_nodes(prepared)
+        unknown = _name_nodes(prepared, set(calibration.activations))
         method = quantization.CalibrationMethod.MinMax  # what the table holds are ranges, whoever chose them
         found = {name: row[ranges] for name, row in calibration.activations.items()}
         table = {
@@ -37,7 +37,7 @@ def quantize(source: Path, target: Path, calibration: Calibration, ranges: str, 
             quant_format=quantization.QuantFormat.QDQ,
             calibrate_method=method,
             calibration_cache_path=cache,
-            **how,
+            **{**how, "nodes_to_exclude": [*how.get("nodes_to_exclude", ()), *unknown]},
         )
     proto = onnx.load(target)
     del proto.metadata_props[:]
@@ -52,14 +52,24 @@ def quantized(artifact: Path) -> list[str]:
     graph = onnx.load(artifact).graph
     made = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     # Weights are dequantized too: an operator is quantized when its first input is.
-    return [n.name for n in graph.node if n.op_type != "QuantizeLinear" and n.input[0] in made]
+    return [n.name for n in graph.node if n.op_type != "QuantizeLinear" and n.input and n.input[0] in made]
 
 
-def _name_nodes(path: Path) -> None:
-    """Name nameless nodes after what they give: only an operator with a name can be kept from INT8."""
+def _name_nodes(path: Path, known: set[str]) -> list[str]:
+    """Name nameless nodes after what they give, so that they can be kept from INT8, and return whom to keep.
+
+    ONNX Runtime's preparation takes functions such as HardSwish apart: what computes tensors that the calibration never
+    saw has no ranges, and stays in float.
+    """
     import onnx
 
     proto = onnx.load(path)
+    seen = known | {i.name for i in proto.graph.initializer}
+    made = {name for node in proto.graph.node if node.op_type != "Constant" for name in node.output}
+    unknown = []
     for node in proto.graph.node:
         node.name = node.name or f"{node.output[0]}:{node.op_type}"
+        if any(name in made and name not in seen for name in [*node.input, *node.output]):
+            unknown.append(node.name)
     onnx.save(proto, path)
+    return unknown

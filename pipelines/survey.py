@@ -166,7 +166,7 @@ def _shape(item: Item) -> tuple[int, int, int, int] | None:
     """Return height, width, channels and bits of an image, or None when it cannot be read."""
     read: Callable[[], bytes] = (lambda: item.data or b"") if item.file is None else item.file.read_bytes
     try:
-        pixels = images.decode(read())
+        pixels = images.decode_image(read())
     except (images.ImageError, OSError):
         return None
     height, width, channels = pixels.shape

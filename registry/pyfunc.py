@@ -16,9 +16,9 @@ class Served:
         """Return label, class and score for each row's `image`, the bytes of an image file."""
         import pandas
 
-        from pipelines.images import decode
+        from pipelines.images import decode_image
 
-        return pandas.DataFrame([self.model([decode(data)])[0] for data in frame["image"]])
+        return pandas.DataFrame([self.model([decode_image(data)])[0] for data in frame["image"]])
 
 
 def _load_pyfunc(path: str) -> Served:

@@ -15,7 +15,7 @@ from registry.variants import Variant
 PATIENCE = 60.0  # seconds after which a slow server is left alone; `quantmill sync` does the rest
 CANDIDATE = "candidate"
 TAG = "quantmill"
-SHOWN = ("accuracy", "drop_teacher", "drop_fp32", "compression", "speedup", "p50_ms", "size_bytes")
+SHOWN = ("accuracy", "mAP50-95", "drop_teacher", "drop_fp32", "compression", "speedup", "p50_ms", "size_bytes")
 
 
 def main(build: Path, out: Path) -> None:
@@ -151,6 +151,18 @@ def _dataset(variant: Variant) -> Any:
     return Dataset(value("project"), variant.data_hash[:16], "local", '{"uri": "build/data"}')
 
 
+def _predictions(task: str) -> Any:
+    """Return the schema of what the bundles of a task say of an image."""
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    said = {"label": "string", "class": "long", "score": "double"}
+    if task == "classification":
+        return Schema([ColSpec(kind, name) for name, kind in said.items()])
+    said |= dict.fromkeys(("x", "y", "width", "height"), "double")
+    return Schema([ColSpec(Array(Object([Property(name, kind) for name, kind in said.items()])), "objects")])
+
+
 def _log_model(variant: Variant) -> str:
     """Log the model itself, with its signature and requirements given, so that MLflow need not try to find them."""
     import warnings
@@ -163,7 +175,7 @@ def _log_model(variant: Variant) -> str:
         evidence = read_json(variant.bundle / "evidence.json")
         signature = ModelSignature(
             inputs=Schema([ColSpec("binary", "image")]),
-            outputs=Schema([ColSpec("string", "label"), ColSpec("long", "class"), ColSpec("double", "score")]),
+            outputs=_predictions(evidence["task"]),
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*input example")

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import BaseModel
 
 from pipelines.files import write_json
-from pipelines.images import ImageError, decode
+from pipelines.images import ImageError, decode_image
 from pipelines.stage import StageError
 from registry import evidence, state
 from registry.state import Release
@@ -115,7 +115,7 @@ class Service:
         if loaded is None:
             raise HTTPException(503, f"no version of {self.model} is in production")
         try:
-            images = list(_arrays(body)) if kind == "application/x-npy" else [decode(body)]
+            images = list(_arrays(body)) if kind == "application/x-npy" else [decode_image(body)]
             with loaded.lock:
                 found = loaded.model(images)
         except (ImageError, ValueError) as error:

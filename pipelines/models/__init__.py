@@ -2,9 +2,10 @@
 
 Each module has `Options(Section)` and `build(options, channels, classes) -> nn.Module`. `onnx`, a finished model, has
 no `build`, and enters at `convert`; a family with pretrained weights has `start(model, options, key)`. A model of
-ours maps float32 N x C x H x W to logits N x classes; its `features` is the submodule whose output, N x D x h x w, is
-compared in feature distillation (a model may have none), its `head` the submodule whose outputs are never pruned, and
-its `unprunable`, where it has any, are modules that stay as they are.
+ours maps float32 N x C x H x W to logits N x classes (a detector: to the maps that `tasks/detection` reads, whose names
+are `outputs`); its `features` is the submodule whose output, N x D x h x w, is compared in feature distillation (a
+model may have none), its `head` the submodule whose outputs are never pruned, and its `unprunable`, where it has any,
+are modules that stay as they are.
 """
 
 import importlib

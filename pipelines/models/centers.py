@@ -109,6 +109,8 @@ def build(options: Options, channels: int, classes: int) -> "nn.Module":
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             x = self.features(x)
-            return self.head(*(tower(x) for tower in self.towers))
+            seen, measured = (tower(x) for tower in self.towers)
+            scores, boxes = self.head(seen, measured)
+            return scores, boxes
 
     return Centers()

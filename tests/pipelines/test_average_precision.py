@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from pipelines import average_precision as ap
+from pipelines.tasks.detection import average_precision as ap
 
 CLASSES = 4
 

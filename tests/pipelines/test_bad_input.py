@@ -299,7 +299,7 @@ def crash(payload: bytes) -> None:
 
 def test_a_decoder_that_crashes_is_named(monkeypatch):
     source = sources.folder(Path("source"))
-    monkeypatch.setattr("pipelines.images.decode", crash)
+    monkeypatch.setattr("pipelines.images.decode_image", crash)
     with pytest.raises(StageError, match=r"a decoder crashed .* between cat/0.png and dog/7.png"):
         sources.run(source)
     assert not Path("data").exists()

@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from pipelines.facts import measure
-from pipelines.images import ImageError, _upright, decode
+from pipelines.images import ImageError, _upright, decode_image
 from pipelines.preprocess import Preprocess
 
 RNG = np.random.default_rng(0)
@@ -73,17 +73,17 @@ PLAIN = {"photometric": "minisblack", "planarconfig": "contig"}
     ],
 )
 def test_decodes(data, wanted):
-    found = decode(data)
+    found = decode_image(data)
     assert found.dtype == wanted.dtype and found.flags.c_contiguous
     np.testing.assert_array_equal(found, wanted)
 
 
 def test_jpeg_and_palette():
     smooth = np.linspace(0, 255, 12 * 20 * 3).reshape(12, 20, 3).astype(np.uint8)
-    assert np.abs(decode(saved(Image.fromarray(smooth), "JPEG", quality=95)).astype(int) - smooth).mean() < 4
+    assert np.abs(decode_image(saved(Image.fromarray(smooth), "JPEG", quality=95)).astype(int) - smooth).mean() < 4
     few = Image.fromarray(RGB).quantize(16)
-    np.testing.assert_array_equal(decode(saved(few, "PNG")), np.asarray(few.convert("RGB")))
-    np.testing.assert_array_equal(decode(saved(few, "TIFF")), np.asarray(few.convert("RGB")))
+    np.testing.assert_array_equal(decode_image(saved(few, "PNG")), np.asarray(few.convert("RGB")))
+    np.testing.assert_array_equal(decode_image(saved(few, "TIFF")), np.asarray(few.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -91,9 +91,9 @@ def test_every_orientation_is_turned_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(Image.fromarray(RGB), "PNG", exif=exif)
-    np.testing.assert_array_equal(decode(data), _upright(RGB, orientation))  # Pillow's turn against ours
+    np.testing.assert_array_equal(decode_image(data), _upright(RGB, orientation))  # Pillow's turn against ours
     deep = tiff(DEEP, photometric="rgb", extratags=[(0x0112, "H", 1, orientation, True)])
-    np.testing.assert_array_equal(decode(deep), _upright(DEEP, orientation))
+    np.testing.assert_array_equal(decode_image(deep), _upright(DEEP, orientation))
 
 
 def header(shape: tuple) -> bytes:
@@ -123,7 +123,7 @@ def header(shape: tuple) -> bytes:
 )
 def test_says_why_it_cannot_be_used(data, reason):
     with pytest.raises(ImageError, match=reason) as caught:
-        decode(data)
+        decode_image(data)
     assert "\n" not in str(caught.value)
 
 
@@ -138,7 +138,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
     rows = zlib.compress(bytes(90001) * 100, 9)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     with pytest.raises(ImageError, match=r"30000x30000 pixels|decompression bomb"):
-        decode(png)
+        decode_image(png)
 
 
 @pytest.mark.parametrize("image", [RGB, GREY, FIVE, DEEP, FLOATS], ids=["rgb", "grey", "five", "deep", "floats"])

@@ -151,11 +151,11 @@ def test_workers_end_with_a_killed_run(kind):
 import sys, time
 from pathlib import Path
 from pipelines import inspection, prepare
-decode = inspection.images.decode
+decode = inspection.images.decode_image
 def slowly(payload):
     time.sleep(0.2)
     return decode(payload)
-inspection.images.decode = slowly
+inspection.images.decode_image = slowly
 prepare.main(Path("killed"))
 """
     environment = {**os.environ, "PYTHONPATH": str(line.ROOT)}

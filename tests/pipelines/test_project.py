@@ -14,6 +14,7 @@ from pipelines import check, evaluation, params, project, survey
 from pipelines.files import read_json
 from pipelines.stage import StageError
 from tests import line
+from tests.pipelines import sources
 
 ROOT = Path(__file__).parents[2]
 SHRUNK = {k: v for k, v in line.SHRUNK.items() if k not in ("data", "contract", "input")}
@@ -132,10 +133,19 @@ def test_other_code_than_the_declared_is_a_mistake(tmp_path):
 
 
 def test_what_the_templates_are_made_of_is_in_the_package():
-    for name in ("line.yaml", "digits.yaml"):
-        assert (project.TEMPLATES / name).read_bytes() == (
-            ROOT / {"line.yaml": "dvc.yaml"}.get(name, "params.yaml")
-        ).read_bytes()
+    made = {"line": "dvc.yaml", "digits": "params.yaml", "detection": "examples/detection/params.yaml"}
+    for name, source in made.items():
+        assert (project.TEMPLATES / f"{name}.yaml").read_bytes() == (ROOT / source).read_bytes()
+
+
+def test_boxes_make_a_project_with_a_detector(tmp_path, monkeypatch):
+    sources.voc(tmp_path / "source")
+    made = project.make(tmp_path / "cats", tmp_path / "source", None, None)
+    monkeypatch.chdir(tmp_path / "cats")
+    found = params.read(tmp_path / "cats" / "params.yaml")
+    assert made["task"] == found["task"] == "detection" and check.check(Path("params.yaml")) == []
+    assert {found[model]["family"] for model in ("teacher", "student")} == {"centers"}
+    assert (tmp_path / "cats" / "params.yaml").read_text().startswith("# yaml-language-server: $schema=params.schema")
 
 
 @pytest.fixture(scope="module")

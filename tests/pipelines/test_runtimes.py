@@ -1,6 +1,7 @@
 """Every runtime, every precision: near FP32, the same bytes each time, and loadable from its source alone."""
 
 import inspect
+import shutil
 import subprocess
 import sys
 
@@ -134,3 +135,18 @@ def test_other_bits_of_activations_answer_as_fp32_does(project, tmp_path, name, 
     fp32 = runtimes.load("onnxruntime").load(source, 1)(batch)[0]
     found = runtime.load(tmp_path / runtime.FILES[0], 1)(batch)[0]
     assert np.abs(found - fp32).max() <= 0.05 * np.abs(fp32).max()
+
+
+def test_what_onnxruntime_takes_apart_stays_in_float_and_the_rest_is_int8(project, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.Hardswish(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()]
+    onnx_folder, data = tmp_path / "onnx", project / "build/data"
+    convert.export(torch.nn.Sequential(*layers).eval(), (1, 16, 16), onnx_folder / "pruned.onnx")
+    shutil.copyfile(project / "build/onnx/preprocess.json", onnx_folder / "preprocess.json")
+    monkeypatch.chdir(project)
+    calibrate.main(data, onnx_folder, tmp_path / "calibration")
+    runtime, frozen = runtimes.load("onnxruntime"), Calibration(data, tmp_path / "calibration")
+    options = runtime.Options(**OPTIONS_OF["onnxruntime"])
+    runtime.quantize(onnx_folder / "pruned.onnx", frozen, "int8", options, tmp_path / "out")
+    found = runtime.operators(tmp_path / "out" / "model.onnx", [1, 16, 16])
+    assert [o.precision for o in found] == ["int8", "int8"]
