@@ -33,7 +33,7 @@ def init(arguments: Arguments) -> Iterator[Answer]:
 
 
 def check(arguments: Arguments) -> Iterator[Answer]:
-    """Say which targets can run here, then every mistake. Raises StageError when there is one."""
+    """Say which targets can run here, then every mistake. Raises StageError when a target cannot, or for mistakes."""
     from pipelines import check, machine
 
     targets = machine.targets(arguments.file)
@@ -41,10 +41,11 @@ def check(arguments: Arguments) -> Iterator[Answer]:
     mistakes = check.check(arguments.file)
     lines = [machine.table(targets)]
     lines += [f"no target names {other['runtime']}: {other['install'] or 'installed here'}" for other in others]
-    data = {"ok": not mistakes, "mistakes": mistakes, "targets": targets, "other_runtimes": others}
+    lacking = [f"targets.{t['target']}: cannot run here: {t['install']}" for t in targets if t["install"]]
+    data = {"ok": not mistakes and not lacking, "mistakes": mistakes, "targets": targets, "other_runtimes": others}
     yield Answer("\n".join(lines), data)
-    if mistakes:
-        raise StageError("\n".join(mistakes))
+    if mistakes or lacking:
+        raise StageError("\n".join([*mistakes, *lacking]))
 
 
 def report(arguments: Arguments) -> Iterator[Answer]:

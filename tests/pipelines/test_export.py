@@ -1,5 +1,6 @@
 """The bundle: whole, deterministic, signed, and able to run alone."""
 
+import ast
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 from pipelines import export as stage
-from pipelines import signing
+from pipelines import runtimes, signing, tasks
 from pipelines.stage import StageError
 from registry import evidence
 from tests.tiny import METRICS, TARGET, export
+
+NAMING = (ast.FunctionDef, ast.ClassDef, ast.Assign)
 
 
 def test_the_same_input_gives_the_same_bytes_but_for_the_signature(project):
@@ -57,6 +60,14 @@ def test_the_signature_holds_under_another_name_and_nowhere_else(project, tmp_pa
         file.write("11\n")
     with pytest.raises(StageError, match=r"labels\.txt"):
         evidence.verify(moved)
+
+
+@pytest.mark.parametrize("task", tasks.names())
+@pytest.mark.parametrize("runtime", runtimes.names())
+def test_the_program_gives_no_name_to_two_things(runtime, task):
+    source = ast.parse(stage.program(runtimes.load(runtime), tasks.decoder(task)))
+    named = [getattr(node, "name", None) or node.targets[0].id for node in source.body if isinstance(node, NAMING)]
+    assert {name for name in named if named.count(name) > 1} == set()
 
 
 def test_metrics_of_another_artifact_are_refused(project):

@@ -50,6 +50,7 @@ def project(tmp_path_factory):
         convert.export(model, (1, 16, 16), root / "build/onnx/pruned.onnx")
         info = {"channels": 1, "height": 16, "width": 16, "resize": "stretch", "full_scale": 255.0}
         write_json(root / "build/onnx/preprocess.json", {**info, "mean": [0.3], "std": [0.35]})
+        write_json(root / "build/onnx/model.json", {"task": "classification"})
         calibrate.main(root / "build/data", root / "build/onnx", root / "build/calibration")
     return root
 

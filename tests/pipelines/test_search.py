@@ -78,6 +78,7 @@ def project(tmp_path_factory):
         dataset = Dataset(root / "build/data")
         preprocess = dataset.preprocess(Input(height=EDGE, width=EDGE, resize="stretch"))
         write_json(root / "build/onnx/preprocess.json", preprocess.to_dict())
+        write_json(root / "build/onnx/model.json", {"task": "classification"})
         convert.export(unbalanced(dataset, preprocess), (1, EDGE, EDGE), root / "build/onnx/pruned.onnx")
         calibrate.main(root / "build/data", root / "build/onnx", root / "build/calibration")
     return root
