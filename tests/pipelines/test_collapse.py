@@ -1,4 +1,4 @@
-"""A detector whose head INT8 ruins, one scale for scores and boxes: it is noticed whatever is declared, and repaired."""
+"""A detector whose head INT8 ruins, one scale for scores and boxes: noticed whatever is declared, and repaired."""
 
 import json
 
@@ -115,7 +115,9 @@ def test_without_a_search_or_a_gate_a_collapsed_head_fails_and_says_what_to_do(p
     assert metrics["kept_fp32"] < 0.5 and metrics["agreement"] < 0.5
     assert verdict["verdict"] == "failed"
     (reason,) = [g["reason"] for g in verdict["gates"] if g["result"] == "failed"]
-    assert reason.endswith("INT8 has lost what FP32 knows, and a search (`search: fast`) finds the operators to keep in float")
+    assert reason.endswith(
+        "INT8 has lost what FP32 knows, and a search (`search: fast`) finds the operators to keep in float"
+    )
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
