@@ -110,6 +110,7 @@ def export(name: str, dataset: Dataset, out: Path) -> None:
 
     preprocess = dataset.preprocess(Input(height=EDGE, width=EDGE, resize="stretch"))
     write_json(out / "preprocess.json", preprocess.to_dict())
+    write_json(out / "model.json", {"task": "classification", "classes": dataset.classes, "channels": 3})
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False)
     for module in model.modules():

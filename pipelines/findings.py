@@ -140,7 +140,7 @@ def changes(build: Path, judged: Judged, name: str) -> dict[str, Any]:
     if before is None or after is None:
         return {"name": name, "moves": [], "images": [], "changed": 0, "short": short}
     moves = judged.moves(before, after)
-    images = judged.most_changed(before, after, WORST)
+    images = judged.most_changed(before, after, WORST, short)
     return {"name": name, "moves": moves, "images": images, "changed": sum(n for *_, n in moves), "short": short}
 
 

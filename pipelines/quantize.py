@@ -60,15 +60,16 @@ def _searched(
 
     tried = search.search(bench, runtime.candidates(options, target.search), say)
     record: dict[str, Any] = {}
+    aim = {**targets.FLOOR, **target.aim}
     int8 = [t for t in tried if t.precision == "int8"]
-    if not any(t.honest and t.keeps(target.aim, quality_only=True) for t in int8):
+    if not any(t.honest and t.keeps(aim, quality_only=True) for t in int8):
         # The scheme that errs least has the fewest operators to take back.
         scheme = runtime.Options(**min(int8, key=lambda t: t.error).options)
         ranked = repair.sensitivity(bench, scheme, target.search, say)
         record["sensitivity"] = [s.row() for s in ranked]
-        if repaired := repair.repair(bench, scheme, ranked, target.aim, say):
+        if repaired := repair.repair(bench, scheme, ranked, aim, say):
             tried.insert(len(int8), repaired)
-    best, reason = search.choose(tried, target.aim)
+    best, reason = search.choose(tried, aim)
     say(reason)
     record |= {"tried": [t.row() for t in tried], "trade_offs": [t.row() for t in search.front(tried)]}
     scheme = runtime.Options(**best.options) if best.precision == "int8" else None

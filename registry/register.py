@@ -77,6 +77,8 @@ def sync(found: list[Variant], patience: float = PATIENCE) -> str:
                     _log_metrics(client, run_id, model_id, variant)
                 if variant.report and report != (page := sha256_file(variant.report)):
                     client.log_artifact(run_id, str(variant.report), "report")
+                    for picture in variant.pictures:  # the page holds them, so its hash is theirs too
+                        client.log_artifact(run_id, str(picture), "pictures")
                     client.set_tag(run_id, f"{TAG}.report", page)
                 if variant.bundle:
                     _version(client, variant, (run_id, model_id))

@@ -27,6 +27,8 @@ ELSEWHERE = {
     r"make ui": ("tests/flows/test_ui.py", "flows.ui"),
     r"make schema": ("tests/pipelines/test_check.py", "schema"),
     r"cp examples/detection/params\.yaml params\.yaml && dvc repro": ("tests/test_detection.py", 'example="detection"'),
+    r"cp examples/yolo/params\.yaml params\.yaml && dvc repro": ("tests/test_yolo.py", 'example="yolo"'),
+    r"pip install 'quantmill\[yolo\]'": ("Makefile", "targets,yolo"),
     r"quantmill init bccd .*": ("tests/pipelines/test_project.py", "test_boxes_make_a_project_with_a_detector"),
     r"python build/bundles/\S+/predict\.py scene\.png": ("tests/test_detection.py", "predict.py"),
     r"docker compose.*": ("tests/flows/test_compose.py", "docker"),
