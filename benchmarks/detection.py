@@ -95,8 +95,8 @@ def main() -> None:
     root = project(options.folder.resolve(), options.data)
     call(root, ["dvc", "repro", "convert"])
     with contextlib.chdir(root):
-        plain(Path("build/pruned/model.safetensors"), Path("plain"))
         quantized(Path("build/teacher"), Path("whole"))
+        plain(Path("build/pruned/model.safetensors"), Path("plain"))
         text = "\n\n".join([of_targets(Path("whole")), of_students(), of_validators(Path("whole"))])
     print(text)
     if options.write:

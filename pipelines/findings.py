@@ -32,7 +32,7 @@ def target(build: Path, name: str, metrics: dict[str, Any], verdict: str) -> dic
         "metrics": metrics,
         "done": done,
         "done_flat": sorted(flat({k: v for k, v in done.items() if k not in MADE and k != "trade_offs"}).items()),
-        "tables": {title: rows for key, title in MADE.items() if (rows := _table(done.get(key)))},
+        "tables": {title: rows for key, title in MADE.items() if (rows := _table(_placed(done, key)))},
         "bundle": sha256_file(bundle) if bundle.is_file() else None,
         "evidence": _optional(bundle.with_name("evidence.json")),
     }
@@ -157,6 +157,14 @@ def activations(path: Path) -> list[dict[str, str]]:
             found.append((full / best, row["tensor"], full, best))
     found.sort(key=lambda f: (-f[0], f[1]))
     return [{"tensor": t, "ratio": f"{r:.2f}x", "full": f"{a:.3g}", "best": f"{b:.3g}"} for r, t, a, b in found[:10]]
+
+
+def _placed(done: dict[str, Any], key: str) -> Any:
+    """Return a list of records of `quantize.json`; that of sensitivities says where its operators stay."""
+    rows, kept = done.get(key), set(done.get("kept", ()))
+    if key != "sensitivity" or not rows:
+        return rows
+    return [{**row, "stay_in": "float" if kept.issuperset(row["operators"]) else "INT8"} for row in rows]
 
 
 def _table(rows: Any) -> dict[str, Any] | None:

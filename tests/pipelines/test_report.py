@@ -130,12 +130,13 @@ def test_what_was_not_measured_is_said_and_not_guessed(build):
 def test_what_was_tried_and_which_operators_are_sensitive_is_shown(build):
     path = build[0] / "targets" / TARGET / "quantize.json"
     tried = {"precision": "int8", "options": {"preset": "mixed"}, "kept": ["/a", "/b", "/c", "/d"], "drop_fp32": 0.25}
-    sensitive = {"operators": ["/head/Conv"], "drop_fp32": 3.25, "error": 0.5}
-    write_json(path, {"tried": [tried], "sensitivity": [sensitive], "chosen": "mixed keeps the aim", "kept": []})
+    worst, least = ({"operators": [name], "drop_fp32": 3.25, "error": 0.5} for name in ("/head/Conv", "/stem/Conv"))
+    made = {"tried": [tried], "sensitivity": [worst, least], "chosen": "mixed keeps the aim", "kept": ["/head/Conv"]}
+    write_json(path, made)
     page = text(report.render(build[0]))
     assert "what was tried mixed keeps the aim kept options precision drop fp32" in page
     assert "/a, /b, /c and 1 more preset: mixed int8 0.25" in page
-    assert "sensitivity of its operators, measured operators drop fp32 error /head/Conv 3.25 0.5" in page
+    assert "operators, measured operators stay in drop fp32 error /head/Conv float 3.25 0.5 /stem/Conv INT8" in page
 
 
 def point(name, x, y):
