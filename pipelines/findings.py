@@ -11,7 +11,11 @@ from pipelines.files import read_json, sha256_file
 
 WORST = 6  # images shown of each target
 LISTED = 30  # classes, files and layers shown of a table before the rest is folded away
-MADE = {"tried": "what was tried", "sensitivity": "sensitivity of its operators, measured"}  # in quantize.json
+MADE = {
+    "tried": "what was tried",
+    "sensitivity": "sensitivity of its operators, measured",
+    "training": "training for INT8",
+}  # in quantize.json
 TRAINED = ("teacher", "student", "pruned")
 
 

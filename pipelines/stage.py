@@ -40,9 +40,10 @@ def quiet() -> None:
 def run(main: Callable[..., None]) -> None:
     """Call `main` with the paths on the command line, one per parameter.
 
-    A parameter annotated `str` gets its word as it is, any other a `Path`. After `--took`, last, stands a file that is
-    written with what the stage took: `seconds`, `peak_memory_mb` and `cores`. Exits with 1 and one line on standard
-    error when `main` raises StageError, and with 2 when the words do not match the parameters.
+    A parameter annotated `str` gets its word as it is, any other a `Path`; one with a default may be left out. After
+    `--took`, last, stands a file that is written with what the stage took: `seconds`, `peak_memory_mb` and `cores`.
+    Exits with 1 and one line on standard error when `main` raises StageError, and with 2 when the words do not match
+    the parameters.
     """
     quiet()
     parameters = list(inspect.signature(main).parameters.values())
@@ -51,11 +52,12 @@ def run(main: Callable[..., None]) -> None:
     if words[-2:-1] == ["--took"]:
         took, words = Path(words[-1]), words[:-2]
     module = main.__globals__["__spec__"].name
-    if len(words) != len(parameters):
+    needed = sum(p.default is p.empty for p in parameters)
+    if not needed <= len(words) <= len(parameters):
         names = " ".join(p.name.upper() for p in parameters)
         print(f"usage: python -m {module} {names}", file=sys.stderr)
         raise SystemExit(2)
-    arguments: list[Any] = [w if p.annotation is str else Path(w) for p, w in zip(parameters, words, strict=True)]
+    arguments: list[Any] = [w if p.annotation is str else Path(w) for p, w in zip(parameters, words, strict=False)]
     try:
         main(*arguments)
     except StageError as error:
