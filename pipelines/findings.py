@@ -11,7 +11,11 @@ from pipelines.files import read_json, sha256_file
 
 WORST = 6  # images shown of each target
 LISTED = 30  # classes, files and layers shown of a table before the rest is folded away
-MADE = {"tried": "what was tried", "sensitivity": "sensitivity of its operators, measured"}  # in quantize.json
+MADE = {
+    "tried": "what was tried",
+    "sensitivity": "sensitivity of its operators, measured",
+    "training": "training for INT8",
+}  # in quantize.json
 TRAINED = ("teacher", "student", "pruned")
 
 
@@ -189,7 +193,7 @@ def _cell(value: Any) -> str:
 
 
 def took(build: Path, everything: dict[str, Any]) -> dict[str, Any]:
-    """Return what went in: images, files left out, the contract's result, and how training went."""
+    """Return what went in: images, files left out, the contract's result, how training went, and each stage's cost."""
     info = read_json(build / "data" / "dataset.json")
     rejected = read_json(build / "data" / "rejected.json")
     contract = (_optional(build / "contract" / "results.json") or {}).get("checks", [])
@@ -215,7 +219,31 @@ def took(build: Path, everything: dict[str, Any]) -> dict[str, Any]:
         "calibration": len((_optional(build / "calibration" / "manifest.json") or {}).get("images", [])),
         "pruning": _optional(build / "pruned" / "pruning.json"),
         "input": everything.get("input", {}),
+        "stages": (stages := _stages(build / "took")),
+        "seconds": wording.duration(sum(stage["seconds"] for stage in stages)),
     }
+
+
+def _stages(folder: Path) -> list[dict[str, Any]]:
+    """Return what each stage took where it was last run, the longest first: of all targets together."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        one, name = read_json(path), path.stem.partition("@")[0]
+        known = found.setdefault(name, {"name": name, "runs": 0, "seconds": 0.0, "peak_memory_mb": 0, "cores": set()})
+        known["runs"] += 1
+        known["seconds"] += one["seconds"]
+        known["peak_memory_mb"] = max(known["peak_memory_mb"], one["peak_memory_mb"])
+        known["cores"].add(one["cores"])
+    longest = max((stage["seconds"] for stage in found.values()), default=0) or 1
+    return [
+        {
+            **s,
+            "time": wording.duration(s["seconds"]),
+            "share": 100 * s["seconds"] / longest,
+            "cores": sorted(s["cores"]),
+        }
+        for s in sorted(found.values(), key=lambda stage: -stage["seconds"])
+    ]
 
 
 def lineage(build: Path, targets: list[dict[str, Any]]) -> list[tuple[str, str]]:

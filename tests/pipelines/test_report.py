@@ -53,6 +53,16 @@ def test_the_verdict_comes_first_and_in_plain_words(build):
     assert "drop_fp32 is 0.1; at most 0.5 is wanted" in said and "≤ 0.5 points" in said
 
 
+def test_what_each_stage_took_is_said_the_longest_first_and_targets_together(build):
+    took = {"seconds": 75.4, "peak_memory_mb": 1200, "cores": 2}
+    write_json(build[0] / "took" / "train.json", took)
+    for n, target in enumerate(("a", "b")):
+        write_json(build[0] / "took" / f"validate@{target}.json", {**took, "seconds": 10.1, "peak_memory_mb": 300 + n})
+    said = text(report.render(build[0]))
+    assert "1 min 36 s of work in all stages" in said
+    assert said.index("train 1 min 15 s 1,200 MB 2") < said.index("validate × 2 20.2 s 301 MB 2")
+
+
 @pytest.mark.parametrize("word", ["failed", "inconclusive"])
 def test_a_target_that_did_not_pass_says_why_in_its_card(build, word):
     write_json(build[0] / "verdicts" / f"{TARGET}.json", verdict(word))
