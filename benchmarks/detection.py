@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 
 from benchmarks.line import call
 from benchmarks.targets import processor
-from pipelines import baseline, calibrate, convert, evaluation, judge, models, preprocess, quantize, training, validate
+from pipelines import (
+    baseline,
+    calibrate,
+    convert,
+    evaluation,
+    fp32,
+    judge,
+    models,
+    preprocess,
+    quantize,
+    training,
+    validate,
+)
 from pipelines.files import read_json
 from pipelines.models import ultralytics as family
 from pipelines.runtimes import onnxruntime
@@ -121,7 +133,7 @@ def plain(pruned: Path, out: Path) -> None:
     curves = training.fit("plain", model, setup, options, lambda net, x, y: setup.task.loss(net(x), y))
     models.save(out / "model.safetensors", model, spec)
     training.write_curves(out / "curves.csv", curves)
-    convert.export(model, (3, SIZE, SIZE), out / "model.onnx")
+    fp32.export(model, (3, SIZE, SIZE), out / "model.onnx")
 
 
 def quantized(model: Path, out: Path) -> None:
