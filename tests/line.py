@@ -24,7 +24,7 @@ SHRUNK = {
     "distill": {"schedule": {"epochs": 2}},
     "prune": {"ratio": 0.3, "schedule": {"epochs": 1}},
     "calibrate": {"images": 32},
-    "measure": {"warmup": 2, "runs": 20, "resamples": 100},
+    "measure": {"warmup": 2, "runs": 20, "resamples": 100, "elsewhere": 16},
 }
 
 

@@ -28,7 +28,7 @@ SHRUNK = {
     "distill": {"schedule": {"epochs": 55, "batch": 8}},
     "prune": {"ratio": 0.1, "schedule": SHORT},
     "calibrate": {"images": 16},
-    "measure": {"warmup": 2, "runs": 20, "resamples": 100},
+    "measure": {"warmup": 2, "runs": 20, "resamples": 100, "elsewhere": 16},
     "export": {"golden": 4},
 }
 
