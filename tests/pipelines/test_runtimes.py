@@ -32,8 +32,13 @@ OPTIONS_OF = {
     "tensorrt": {"ranges": "minmax"},
     "qnn": {"ranges": "minmax", "activations": "u8"},
     "litert": {"activations": "int8", "ranges": "minmax"},
+    "coreml": {"weights": "symmetric"},
 }
-MORE = {"litert": [{"activations": "int16"}, {"activations": "float"}], "qnn": [{"activations": "u16"}]}
+MORE = {
+    "coreml": [{"weights": "asymmetric"}],
+    "litert": [{"activations": "int16"}, {"activations": "float"}],
+    "qnn": [{"activations": "u16"}],
+}
 HERE = [r for r in runtimes.names() if not runtimes.missing(runtimes.load(r))]
 EVERY = [(r, p) for r in HERE for p in runtimes.load(r).PRECISIONS]
 
@@ -108,6 +113,8 @@ def test_int8_bytes_are_the_same_in_another_process(project, tmp_path, name):
 
 @pytest.mark.parametrize("name", HERE)
 def test_load_travels_as_source_and_needs_numpy_and_the_runtime_alone(project, tmp_path, name):
+    if name == "coreml" and sys.platform != "darwin":
+        pytest.skip("Core ML runs on macOS alone")
     runtime, calibration, _ = make(project, name, "int8", tmp_path / "artifact")
     batch = next(calibration.inputs(2))
     np.save(tmp_path / "batch.npy", batch)
