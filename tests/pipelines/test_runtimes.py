@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import calibrate, convert, models, runtimes
+from pipelines import calibrate, convert, export, models, runtimes
 from pipelines.calibration import Calibration
 from pipelines.files import sha256_file, write_json
 from tests import line
@@ -33,6 +33,7 @@ OPTIONS_OF = {
     "qnn": {"ranges": "minmax", "activations": "u8"},
     "litert": {"activations": "int8", "ranges": "minmax"},
     "coreml": {"weights": "symmetric"},
+    "executorch": {"ranges": "minmax", "per_channel": True},
 }
 MORE = {
     "coreml": [{"weights": "asymmetric"}],
@@ -118,13 +119,14 @@ def test_load_travels_as_source_and_needs_numpy_and_the_runtime_alone(project, t
     runtime, calibration, _ = make(project, name, "int8", tmp_path / "artifact")
     batch = next(calibration.inputs(2))
     np.save(tmp_path / "batch.npy", batch)
+    unwanted = {"pipelines", "torch", "nncf", "onnx", "ai_edge_quantizer"} - set(export.imports(runtime))
     program = "\n".join(
         [
             "from __future__ import annotations",
             "import sys, numpy as np",
             inspect.getsource(runtime.load),
             "np.save('out.npy', load('artifact/' + sys.argv[1], 1)(np.load('batch.npy'))[0])",
-            "assert not {'pipelines', 'torch', 'nncf', 'onnx', 'ai_edge_quantizer'} & set(sys.modules)",
+            f"assert not {unwanted} & set(sys.modules)",
         ]
     )
     (tmp_path / "device.py").write_text(program)
