@@ -71,7 +71,7 @@ install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11
 	litert-torch onnx2torch && touch $@
 
 .venv/test: pyproject.toml constraints.txt .venv/targets
-	@$(install) -e '.[team,test,targets]' && touch .venv/core $@
+	@$(install) -e '.[team,test,targets,yolo]' && touch .venv/core $@
 
 .venv/bench: .venv/test
 	@$(install) -e '.[bench]' && touch $@

@@ -50,7 +50,7 @@ def measure(root: Path) -> dict[str, float]:
         "import json\nfrom dvc.repo import Repo\nimport networkx\n"
         "graph = Repo('.').index.graph\n"
         "order = list(networkx.dfs_postorder_nodes(graph))\n"
-        "print(json.dumps([s.cmd.split()[2:] for s in order if s.cmd]))"
+        "print(json.dumps([s.cmd.partition(' --took ')[0].split()[2:] for s in order if s.cmd]))"
     )
     commands = json.loads(line.run(root, "python", "-c", script).stdout.splitlines()[-1])
     assert len(commands) == len(listed)

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import yaml
 
-from pipelines import calibrate, convert, prepare, quantize, runtimes, search
+from pipelines import calibrate, fp32, prepare, quantize, runtimes, search
 from pipelines.calibration import Calibration
 from pipelines.data import Dataset, Input
 from pipelines.files import read_json, size_of, write_json
@@ -110,6 +110,7 @@ def export(name: str, dataset: Dataset, out: Path) -> None:
 
     preprocess = dataset.preprocess(Input(height=EDGE, width=EDGE, resize="stretch"))
     write_json(out / "preprocess.json", preprocess.to_dict())
+    write_json(out / "model.json", {"task": "classification", "classes": dataset.classes, "channels": 3})
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False)
     for module in model.modules():
@@ -120,7 +121,7 @@ def export(name: str, dataset: Dataset, out: Path) -> None:
     with torch.no_grad():
         for _ in range(3):
             model.train()(images)
-    convert.export(model.eval(), (3, EDGE, EDGE), out / "pruned.onnx")
+    fp32.export(model.eval(), (3, EDGE, EDGE), out / "pruned.onnx")
 
 
 def cell(model: str, name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import evaluation, tasks
+from pipelines import evaluation, pictures, tasks
 from pipelines.data import Dataset
 from pipelines.files import read_json
 from pipelines.images import ImageError
+from pipelines.pictures import Objects
 from pipelines.preprocess import Preprocess
 
 THUMBNAIL = 160  # pixels of the longer edge
-COLOURS = ("#4da3ff", "#ff9d3a")  # before, after
+SEEN = 0.05  # the score of an object that counts where two detectors are compared
 MOVED = 0.005  # a smaller distance between two models on an image is not worth showing
 Outputs = list[NDArray[Any]]
 
@@ -34,13 +34,18 @@ class Said:
 
 @dataclass(frozen=True)
 class Shown:
-    """A test image with what two models say of it; `image` is a data URI."""
+    """A test image with what two models say of it.
+
+    `image` is a data URI; of detectors it is that of `picture`, a JPEG that shows both beside each other.
+    """
 
     path: str
     image: str
     truth: str
     before: Said
     after: Said
+    picture: bytes | None = None
+    sure: float | None = None  # the score from which on objects are drawn
 
 
 class Judged:
@@ -49,9 +54,9 @@ class Judged:
     def __init__(self, data: Path, onnx: Path, task: str) -> None:
         self.dataset, self.name, self.task = Dataset(data), task, tasks.load(task)
         self.rows = self.dataset.rows("test")
-        self.preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
+        preprocess = Preprocess.from_dict(read_json(onnx / "preprocess.json"))
         postprocess = read_json(onnx / "model.json").get("postprocess")
-        self.truth = self.task.truth(self.dataset, self.rows, self.preprocess, postprocess)
+        self.truth = self.task.truth(self.dataset, self.rows, preprocess, postprocess)
 
     def read(self, path: Path) -> Outputs | None:
         """Return the outputs in a file; None when there is none, or it is of other images."""
@@ -77,17 +82,23 @@ class Judged:
         )
         return [(*move, n) for move, n in sorted(found.items(), key=lambda f: (-f[1], f[0]))]
 
-    def most_changed(self, before: Outputs, after: Outputs, count: int) -> list[Shown]:
-        """Return the `count` images on which two models differ most, those whose result changed first."""
+    def most_changed(self, before: Outputs, after: Outputs, count: int, short: str) -> list[Shown]:
+        """Return the `count` images on which two models differ most, those whose class changed first.
+
+        `short` names the second model on pictures; the first is FP32.
+        """
+        if self.name == "detection":
+            return self._most_changed_boxes(before, after, count, short)
         score = [self._scores(outputs) for outputs in (before, after)]
         distance = self._distance(before, after)
         order = np.lexsort((np.arange(len(distance)), -distance, -np.abs(score[0] - score[1])))[:count]
         return [
             Shown(
                 str(self.dataset.column("path")[self.rows[n]]),
-                self._thumbnail(int(self.rows[n]), [self._objects(o, int(n)) for o in (before, after)]),
+                self._thumbnail(int(self.rows[n])),
                 ", ".join(dict.fromkeys(self.dataset.classes[c] for c in self.dataset.labels_of(int(self.rows[n])))),
-                *(self._said(outputs, int(n), float(s[n])) for outputs, s in zip((before, after), score, strict=True)),
+                self._said(before, int(n)),
+                self._said(after, int(n)),
             )
             for n in order
             if distance[n] >= MOVED or score[0][n] != score[1][n]
@@ -100,77 +111,78 @@ class Judged:
         return found
 
     def _distance(self, before: Outputs, after: Outputs) -> NDArray[np.float64]:
-        """Return how far two models are apart on each image.
+        """Return how far two classifiers are apart on each image: the total variation of the softmax, 0 to 1."""
+        shares = [_softmax(outputs[0].astype(np.float64)) for outputs in (before, after)]
+        found: NDArray[np.float64] = np.round(np.abs(shares[0] - shares[1]).sum(1) / 2, 9)
+        return found
 
-        For classification the total variation of the softmax, 0 to 1; else the mean difference of all outputs.
-        """
-        if self.name == "classification":
-            shares = [_softmax(outputs[0].astype(np.float64)) for outputs in (before, after)]
-            found: NDArray[np.float64] = np.round(np.abs(shares[0] - shares[1]).sum(1) / 2, 9)
-            return found
-        parts = [
-            np.abs(b.astype(np.float64) - a).reshape(len(b), -1).mean(1) for b, a in zip(before, after, strict=True)
-        ]
-        return np.asarray(np.round(np.sum(parts, 0), 9), np.float64)
+    def _said(self, outputs: Outputs, n: int) -> Said:
+        said = tasks.decoder(self.name).decode([outputs[0][n : n + 1]], {"classes": self.dataset.classes})[0]
+        return Said(said["label"], f"{100 * said['score']:.1f} %", said["class"] == self.truth[n])
 
-    def _said(self, outputs: Outputs, n: int, score: float) -> Said:
-        if self.name == "classification":
-            said = tasks.decoder(self.name).decode([outputs[0][n : n + 1]], {"classes": self.dataset.classes})[0]
-            return Said(said["label"], f"{100 * said['score']:.1f} %", said["class"] == self.truth[n])
-        labels = ", ".join(str(o["label"]) for o in self._objects(outputs, n)) or "nothing"
-        return Said(labels, f"{100 * score:.1f} % {self.task.METRIC}", None)
-
-    def _objects(self, outputs: Outputs, n: int) -> list[dict[str, Any]]:
-        """Return the objects that a detector is sure of in an image; none of a classifier."""
-        if self.name != "detection":
-            return []
-        postprocess = {**self.truth.postprocess, "least": self.task.SURE, "classes": self.dataset.classes}
-        one = [output[n : n + 1] for output in outputs]
-        (found,) = tasks.decoder(self.name).decode(one, postprocess, self.preprocess, [self.truth.shapes[n]])
-        return list(found["objects"])
-
-    def _thumbnail(self, row: int, objects: list[list[dict[str, Any]]]) -> str:
+    def _thumbnail(self, row: int) -> str:
         try:
-            return thumbnail(self.dataset.image(row), objects)
+            return thumbnail(self.dataset.image(row))
         except ImageError:
             return ""
 
+    def _most_changed_boxes(self, before: Outputs, after: Outputs, count: int, short: str) -> list[Shown]:
+        """Return the images on which the objects of two detectors are furthest apart, drawn."""
+        said = [self._objects(outputs) for outputs in (before, after)]
+        distance = np.round([pictures.distance(b, a) for b, a in zip(*said, strict=True)], 9)
+        order = np.lexsort((np.arange(len(distance)), -distance))[:count]
+        sure = pictures.best_score(self.truth.boxes, said[0])
+        return [self._drawn(int(n), said[0][n], said[1][n], short, sure) for n in order if distance[n] >= MOVED]
 
-def thumbnail(pixels: NDArray[Any], objects: Sequence[list[dict[str, Any]]] = ()) -> str:
-    """Return an image H x W x C as a PNG data URI of at most THUMBNAIL pixels: grey, or its first three channels.
+    def _objects(self, outputs: Outputs) -> list[Objects]:
+        """Return the objects of each image, in its pixels, of a score of SEEN."""
+        wanted = {**self.truth.postprocess, "least": SEEN, "classes": self.dataset.classes}
+        said = tasks.decoder(self.name).decode(outputs, wanted, self.truth.preprocess, self.truth.shapes)
+        return [one["objects"] for one in said]
 
-    The boxes of `objects`, one list for each model, are drawn side by side where there are any, in a colour for each.
+    def _drawn(self, n: int, before: Objects, after: Objects, short: str, sure: float) -> Shown:
+        row, truth, picture = int(self.rows[n]), self.truth.boxes[n], None
+        one, two = ([o for o in objects if o["score"] >= sure] for objects in (before, after))
+        try:
+            pair = [("FP32", one), (short, two)]
+            drawn = pictures.beside(visible(self.dataset.image(row)), truth, self.dataset.classes, pair)
+            picture = pictures.jpeg(drawn)
+        except ImageError:  # its numbers stand for it
+            pass
+        kinds = Counter(self.dataset.classes[int(c)] for c in truth[:, 4])
+        return Shown(
+            str(self.dataset.column("path")[row]),
+            f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}" if picture else "",
+            ", ".join(f"{number} × {name}" for name, number in sorted(kinds.items())),
+            Said(str(pictures.compare(truth, one)), "", None),
+            Said(str(pictures.compare(truth, two)), "", None),
+            picture,
+            sure,
+        )
+
+
+def visible(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image H x W x C in 8 bits with three channels, its first, or one.
+
     Anything but 8 bits is stretched between its 1st and 99th percentile, so that it can be seen at all.
     """
-    from PIL import Image
-
-    shown = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, 0]
+    shown = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]
     if shown.dtype != np.uint8:
         low, high = np.percentile(shown, (1, 99))
         shown = np.clip((shown - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(shown))
+    return shown
+
+
+def thumbnail(pixels: NDArray[Any]) -> str:
+    """Return an image H x W x C as a PNG data URI of at most THUMBNAIL pixels, as `visible` shows it."""
+    from PIL import Image
+
+    shown = visible(pixels)
+    image = Image.fromarray(np.ascontiguousarray(shown if shown.shape[2] == 3 else shown[:, :, 0]))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    if any(objects):
-        image = _side_by_side(image, objects, image.width / pixels.shape[1])
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _side_by_side(image: Any, objects: Sequence[list[dict[str, Any]]], scale: float) -> Any:
-    """Return the image once for each model, with its boxes and labels; `scale` leads to pixels of the image."""
-    from PIL import Image, ImageDraw
-
-    wide = Image.new("RGB", (image.width * len(objects), image.height))
-    for place, (boxes, colour) in enumerate(zip(objects, COLOURS, strict=False)):
-        part = image.convert("RGB")
-        draw = ImageDraw.Draw(part)
-        for box in boxes:
-            left, top = box["x"] * scale, box["y"] * scale
-            draw.rectangle([left, top, left + box["width"] * scale, top + box["height"] * scale], outline=colour)
-            draw.text((left + 2, top), box["label"], fill=colour)
-        wide.paste(part, (image.width * place, 0))
-    return wide
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import Field
 
 from pipelines import evaluation, formats, models, params, prepare, project, runtimes, tasks, training
-from pipelines.calibrate import Calibrate
 from pipelines.check_data import Contract
 from pipelines.data import Input
 from pipelines.distill import Distill
@@ -17,13 +16,15 @@ from pipelines.files import to_json, write_file, write_json
 from pipelines.flow import Flow
 from pipelines.params import Section
 from pipelines.prune import Prune
+from pipelines.qat import Qat
+from pipelines.ranges import Calibrate
 from pipelines.stage import StageError, run
 from pipelines.targets import Target, not_here
 from pipelines.targets import check as check_target
 
 SCHEMA = Path("params.schema.json")
 GIVEN = "onnx"  # the family of finished models
-TRAINING = ("threads", "augment", "teacher", "train", "distill", "prune")
+TRAINING = ("threads", "augment", "teacher", "train", "distill", "prune", "qat")
 
 
 class Params(Section):
@@ -49,6 +50,7 @@ class Params(Section):
     student: dict[str, Any] = Field(description="A file of pipelines/models/, as `family`, and its options.")
     distill: Distill | None = None
     prune: Prune | None = None
+    qat: Qat | None = None
     calibrate: Calibrate
     measure: evaluation.Measure
     export: Export

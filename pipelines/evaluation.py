@@ -22,7 +22,7 @@ Outputs = list[NDArray[Any]]
 
 # Every metric that a gate can bound; `validate` writes each, null where this machine cannot measure it.
 METRICS = {
-    "agreement": "share of images on which the candidate and the pruned FP32 model say the same",
+    "agreement": "share of images (of detectors: of objects) of which candidate and pruned FP32 model say the same",
     "calibration_overlap": "calibration images that are, or nearly are, test images; an INT8 target allows none",
     "compression": "bytes of the teacher (of a given model: of itself) in FP32 ONNX / bytes of the artifact",
     "drop_fp32": "points of the task metric lost against the pruned FP32 model",

@@ -11,7 +11,11 @@ from pipelines.files import read_json, sha256_file
 
 WORST = 6  # images shown of each target
 LISTED = 30  # classes, files and layers shown of a table before the rest is folded away
-MADE = {"tried": "what was tried", "sensitivity": "sensitivity of its operators, measured"}  # in quantize.json
+MADE = {
+    "tried": "what was tried",
+    "sensitivity": "sensitivity of its operators, measured",
+    "training": "training for INT8",
+}  # in quantize.json
 TRAINED = ("teacher", "student", "pruned")
 
 
@@ -32,7 +36,7 @@ def target(build: Path, name: str, metrics: dict[str, Any], verdict: str) -> dic
         "metrics": metrics,
         "done": done,
         "done_flat": sorted(flat({k: v for k, v in done.items() if k not in MADE and k != "trade_offs"}).items()),
-        "tables": {title: rows for key, title in MADE.items() if (rows := _table(done.get(key)))},
+        "tables": {title: rows for key, title in MADE.items() if (rows := _table(_placed(done, key)))},
         "bundle": sha256_file(bundle) if bundle.is_file() else None,
         "evidence": _optional(bundle.with_name("evidence.json")),
     }
@@ -140,7 +144,7 @@ def changes(build: Path, judged: Judged, name: str) -> dict[str, Any]:
     if before is None or after is None:
         return {"name": name, "moves": [], "images": [], "changed": 0, "short": short}
     moves = judged.moves(before, after)
-    images = judged.most_changed(before, after, WORST)
+    images = judged.most_changed(before, after, WORST, short)
     return {"name": name, "moves": moves, "images": images, "changed": sum(n for *_, n in moves), "short": short}
 
 
@@ -157,6 +161,14 @@ def activations(path: Path) -> list[dict[str, str]]:
             found.append((full / best, row["tensor"], full, best))
     found.sort(key=lambda f: (-f[0], f[1]))
     return [{"tensor": t, "ratio": f"{r:.2f}x", "full": f"{a:.3g}", "best": f"{b:.3g}"} for r, t, a, b in found[:10]]
+
+
+def _placed(done: dict[str, Any], key: str) -> Any:
+    """Return a list of records of `quantize.json`; that of sensitivities says where its operators stay."""
+    rows, kept = done.get(key), set(done.get("kept", ()))
+    if key != "sensitivity" or not rows:
+        return rows
+    return [{**row, "stay_in": "float" if kept.issuperset(row["operators"]) else "INT8"} for row in rows]
 
 
 def _table(rows: Any) -> dict[str, Any] | None:
@@ -181,7 +193,7 @@ def _cell(value: Any) -> str:
 
 
 def took(build: Path, everything: dict[str, Any]) -> dict[str, Any]:
-    """Return what went in: images, files left out, the contract's result, and how training went."""
+    """Return what went in: images, files left out, the contract's result, how training went, and each stage's cost."""
     info = read_json(build / "data" / "dataset.json")
     rejected = read_json(build / "data" / "rejected.json")
     contract = (_optional(build / "contract" / "results.json") or {}).get("checks", [])
@@ -207,7 +219,31 @@ def took(build: Path, everything: dict[str, Any]) -> dict[str, Any]:
         "calibration": len((_optional(build / "calibration" / "manifest.json") or {}).get("images", [])),
         "pruning": _optional(build / "pruned" / "pruning.json"),
         "input": everything.get("input", {}),
+        "stages": (stages := _stages(build / "took")),
+        "seconds": wording.duration(sum(stage["seconds"] for stage in stages)),
     }
+
+
+def _stages(folder: Path) -> list[dict[str, Any]]:
+    """Return what each stage took where it was last run, the longest first: of all targets together."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        one, name = read_json(path), path.stem.partition("@")[0]
+        known = found.setdefault(name, {"name": name, "runs": 0, "seconds": 0.0, "peak_memory_mb": 0, "cores": set()})
+        known["runs"] += 1
+        known["seconds"] += one["seconds"]
+        known["peak_memory_mb"] = max(known["peak_memory_mb"], one["peak_memory_mb"])
+        known["cores"].add(one["cores"])
+    longest = max((stage["seconds"] for stage in found.values()), default=0) or 1
+    return [
+        {
+            **s,
+            "time": wording.duration(s["seconds"]),
+            "share": 100 * s["seconds"] / longest,
+            "cores": sorted(s["cores"]),
+        }
+        for s in sorted(found.values(), key=lambda stage: -stage["seconds"])
+    ]
 
 
 def lineage(build: Path, targets: list[dict[str, Any]]) -> list[tuple[str, str]]:

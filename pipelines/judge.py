@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.files import read_json, write_json
 from pipelines.params import section
 from pipelines.stage import run
-from pipelines.targets import Bound, Target
+from pipelines.targets import FLOOR, Bound, Target
 
 
 def main(name: str, metrics: Path, out: Path) -> None:
@@ -30,10 +30,10 @@ def main(name: str, metrics: Path, out: Path) -> None:
 
 
 def always(metrics: dict[str, Any]) -> dict[str, Bound]:
-    """Return the gates that need no declaring: INT8 is INT8, and was not calibrated on what it is tested on."""
+    """Return the gates that need no declaring: INT8 is INT8, has not collapsed, and was calibrated on other images."""
     if metrics.get("precision") != "int8":
         return {}
-    return {"int8_share": Bound(min=0.5), "calibration_overlap": Bound(max=0)}
+    return {"int8_share": Bound(min=0.5), "calibration_overlap": Bound(max=0), **FLOOR}
 
 
 def judge(metrics: dict[str, Any], gates: dict[str, Bound]) -> dict[str, Any]:
@@ -101,6 +101,8 @@ def _reason(metric: str, side: str, limit: float, result: str, metrics: dict[str
     if value is None:
         return f"{metric} could not be measured on this machine"
     bound = f"{'at most' if side == 'max' else 'at least'} {limit:g} is wanted"
+    if metric in FLOOR and value < (FLOOR[metric].min or 0):
+        bound += "; INT8 has lost what FP32 knows, and a search (`search: fast`) finds the operators to keep in float"
     if low is None or high is None:
         return f"{metric} is {value:.4g}; {bound}"
     where = f" in {metrics['worst_slice']!r}" if metric == "drop_worst_slice" else ""

@@ -29,6 +29,7 @@ NOTES = {
     "student": "The small model: a family, and its options.",
     "distill": "How the student is trained under the teacher.",
     "prune": "Which share of the multiply-adds goes, and how what is left is tuned.",
+    "qat": "When the student is trained for INT8: the last resort of a search whose aim nothing else keeps.",
     "calibrate": "How many images the INT8 ranges come from.",
     "targets": "One entry for each hardware. A gate bounds a metric; drops are in points.",
     "measure": "How models are measured.",
@@ -130,7 +131,9 @@ def line(given: bool = False) -> str:
         found["stages"] |= other["stages"]
         for stage in found["stages"].values():
             body = stage.get("do", stage)
+            body["cmd"] = " ".join(w for w in body["cmd"].split() if w not in other["outputs"])
             body["deps"] = [d for d in body["deps"] if d not in other["outputs"]]
+            body["params"] = [p for p in body.get("params", []) if p not in other["params"]]
         curves = tuple(f"{output}/" for output in other["outputs"])
         found["plots"] = [p for p in found["plots"] if not any(str(y).startswith(curves) for y in _sources(p))]
     for stage in found["stages"].values():

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from pipelines import findings, params, pareto, summary, tasks, wording
+from pipelines import findings, params, pareto, pictures, summary, tasks, wording
 from pipelines.changes import Judged
 from pipelines.files import write_folder, write_json
 from pipelines.stage import UnansweredError, run
@@ -16,10 +16,11 @@ FIGURES = ("metric", "drop", "p50_ms", "size_mb", "speedup", "verdict")
 def main(build: Path, out: Path) -> None:
     """Write `out/index.html`, the page of what is in the folder `build`; it opens without a network.
 
-    Beside it lie the figures of its plots, for `dvc metrics` (`variants.json`) and `dvc plots` (`variants.csv`).
+    Beside it lie the figures of its plots, for `dvc metrics` (`variants.json`) and `dvc plots` (`variants.csv`), and
+    of detectors the images on which each target differs most from FP32 (`pictures/TARGET/N.jpg`), for MLflow.
     Raises StageError when nothing there has been measured.
     """
-    page = render(build)
+    page, drawn = _page(build)
     rows = figures(summary.variants(build), tasks.load(params.value("task")).METRIC)
     with write_folder(out) as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
@@ -28,6 +29,9 @@ def main(build: Path, out: Path) -> None:
             writer = csv.DictWriter(file, ["variant", *FIGURES], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+        for name, data in drawn.items():
+            (folder / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "pictures" / name).write_bytes(data)
 
 
 def figures(found: list[tuple[str, dict[str, Any], str]], metric: str) -> list[dict[str, Any]]:
@@ -48,6 +52,11 @@ def figures(found: list[tuple[str, dict[str, Any], str]], metric: str) -> list[d
 
 def render(build: Path) -> str:
     """Return the page. The same files give the same bytes."""
+    return _page(build)[0]
+
+
+def _page(build: Path) -> tuple[str, dict[str, bytes]]:
+    """Return the page, and its pictures of detections by `TARGET/N.jpg`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     found = summary.variants(build)
@@ -57,11 +66,12 @@ def render(build: Path) -> str:
     metric = tasks.load(everything["task"]).METRIC
     judged = Judged(build / "data", build / "onnx", everything["task"])
     targets = [findings.target(build, name, m, verdict) for name, m, verdict in found if verdict != "-"]
+    changes = [findings.changes(build, judged, t["name"]) for t in targets]
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html").render(
+    page = environment.get_template("report.html").render(
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         project=everything["project"],
         task=everything["task"],
@@ -73,13 +83,16 @@ def render(build: Path) -> str:
         plots=_plots(found, metric),
         steps=findings.steps(found),
         slices=findings.slices(found, judged),
-        changes=[findings.changes(build, judged, t["name"]) for t in targets],
+        changes=changes,
+        same=pictures.SAME,
         activations=findings.activations(build / "calibration" / "activations.csv"),
         took=findings.took(build, everything),
         parameters=sorted(findings.flat(everything).items()),
         lineage=findings.lineage(build, targets),
         listed=findings.LISTED,
     )
+    drawn = {f"{c['name']}/{n}.jpg": s.picture for c in changes for n, s in enumerate(c["images"], 1) if s.picture}
+    return page, drawn
 
 
 def _plots(found: list[tuple[str, dict[str, Any], str]], metric: str) -> list[dict[str, str]]:

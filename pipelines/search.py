@@ -1,5 +1,6 @@
 """Tries schemes of quantization on the target itself, and takes the fastest that keeps what `aim` asks for."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ class Tried:
     p50_ms: float
     speedup: float
     size_bytes: int
+    trained: bool = False  # for INT8, before it was quantized
 
     @property
     def honest(self) -> bool:
@@ -70,8 +72,16 @@ class Bench:
     ) -> None:
         self.name, self.runtime, self.source, self.calibration = name, runtime, source, calibration
         self.split, self.folder = split, folder
-        self.count = 0
+        self.count, self.trained = 0, False
         self.fp32 = self.build("fp32", None)
+
+    def retrained(self, source: Path, calibration: Calibration) -> "Bench":
+        """Return a bench of the same model with other weights; FP32 and its answers stay those of this one."""
+        assert len(self.reference[0]) == len(self.inputs)  # shared with the other, so made before it
+        other = copy.copy(self)
+        other.source, other.calibration, other.folder = source, calibration, self.folder / "retrained"
+        other.trained = True
+        return other
 
     def build(self, precision: str, options: Any, kept: Sequence[str] = ()) -> Path:
         """Make an artifact; return its folder."""
@@ -97,6 +107,7 @@ class Bench:
             p50_ms=p50,
             speedup=1.0 if precision == "fp32" else float(np.median(times["twin"])) / p50,
             size_bytes=sum(size_of(artifact / f) for f in self.runtime.FILES),
+            trained=self.trained,
         )
 
     def answers(self, outputs: Outputs) -> dict[str, float]:
@@ -145,14 +156,12 @@ def bench(
         yield Bench(name, runtime, source, calibration, split, Path(folder))
 
 
-def search(bench: Bench, candidates: Sequence[Any], say: Callable[[str], None]) -> list[Tried]:
-    """Build and measure every scheme, then FP16 and FP32; return them in that order.
+def search(bench: Bench, schemes: Sequence[tuple[str, Any]], say: Callable[[str], None]) -> list[Tried]:
+    """Build and measure every scheme, a precision and its options; return them in that order.
 
-    A scheme that the quantizer cannot build is said and left out. The first, which was declared, must be built.
+    A scheme that the quantizer cannot build is said and left out. The first must be built.
     """
     found: list[Tried] = []
-    schemes = [("int8", options) for options in candidates]
-    schemes += [(p, None) for p in ("fp16", "fp32") if p in bench.runtime.PRECISIONS]
     for precision, options in schemes:
         try:
             tried = bench.measure(bench.build(precision, options), precision, options)
@@ -193,7 +202,9 @@ def choose(tried: Sequence[Tried], aim: dict[str, Bound]) -> tuple[Tried, str]:
 
 def _reason(best: Tried, tried: Sequence[Tried], aim: dict[str, Bound], kept: bool) -> str:
     kept_float = f" with {len(best.kept)} operators in float" if best.kept else ""
-    gave = f"{best.precision}{kept_float}: {best.drop_fp32:.2f} points lost, {best.speedup:.2f} times as fast as FP32"
+    trained = ", trained for it" if best.trained else ""
+    gave = f"{best.precision}{kept_float}{trained}: {best.drop_fp32:.2f} points lost"
+    gave += f", {best.speedup:.2f} times as fast as FP32"
     if best.precision != "int8":
         gave += f"; taken since INT8 {_refusal([t for t in tried if t.precision == 'int8'], aim)}"
     return gave if kept else f"no scheme keeps the aim; the best trade-off is {gave}"

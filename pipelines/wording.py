@@ -50,6 +50,14 @@ def times(ratio: float, more: str, less: str) -> str:
     return f"{ratio:.0f}x {word}" if ratio >= 9.95 else f"{ratio:.1f}x {word}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time as people say it: `4.2 s`, `3 min 10 s`, `2 h 5 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def number(value: float) -> str:
     """Return a number with three digits that count."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

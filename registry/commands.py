@@ -76,7 +76,7 @@ def ui(arguments: Arguments) -> Iterator[Answer]:
 
 
 def sync(arguments: Arguments) -> Iterator[Answer]:
-    """Log into MLflow what it lacks."""
+    """Log into MLflow what it lacks. Raises UnansweredError when MLflow is away."""
     from registry import register, variants
 
     said = register.sync(variants.read(arguments.build))

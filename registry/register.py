@@ -8,7 +8,7 @@ from typing import Any
 from pipelines import card
 from pipelines.files import read_json, sha256_file, write_json
 from pipelines.params import value
-from pipelines.stage import run
+from pipelines.stage import UnansweredError, run
 from registry import tracking, variants
 from registry.variants import Variant
 
@@ -25,7 +25,10 @@ def main(build: Path, out: Path) -> None:
     """
     found = variants.read(build)
     write_json(out, summary(found))
-    print(sync(found))
+    try:
+        print(sync(found))
+    except UnansweredError as error:
+        print(error)
 
 
 def summary(found: list[Variant]) -> dict[str, Any]:
@@ -43,10 +46,14 @@ def summary(found: list[Variant]) -> dict[str, Any]:
 
 
 def sync(found: list[Variant], patience: float = PATIENCE) -> str:
-    """Log what MLflow lacks, and return one line that says what was done. Never raises for a server's sake."""
+    """Log what MLflow lacks, and return one line that says what was done.
+
+    Raises UnansweredError, which says that nothing is lost, when the server is down, fails, or is slower than
+    `patience`, in seconds.
+    """
     later = "the results are safe; `quantmill sync` logs them later"
     if not tracking.reachable():
-        return f"register: MLflow at {tracking.uri()} does not answer; {later}"
+        raise UnansweredError(f"register: MLflow at {tracking.uri()} does not answer; {later}")
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
@@ -59,7 +66,9 @@ def sync(found: list[Variant], patience: float = PATIENCE) -> str:
             known = _known(client, experiment)
             for variant in found:
                 if time.monotonic() > end:
-                    return f"register: MLflow at {tracking.uri()} is slow, {new} variants logged; {later}"
+                    raise UnansweredError(
+                        f"register: MLflow at {tracking.uri()} is slow, {new} variants logged; {later}"
+                    )
                 if variant.record not in known:
                     known[variant.record] = (*_log(client, experiment, variant), variant.measured, "")
                     new += 1
@@ -68,11 +77,14 @@ def sync(found: list[Variant], patience: float = PATIENCE) -> str:
                     _log_metrics(client, run_id, model_id, variant)
                 if variant.report and report != (page := sha256_file(variant.report)):
                     client.log_artifact(run_id, str(variant.report), "report")
+                    for picture in variant.pictures:  # the page holds them, so its hash is theirs too
+                        client.log_artifact(run_id, str(picture), "pictures")
                     client.set_tag(run_id, f"{TAG}.report", page)
                 if variant.bundle:
                     _version(client, variant, (run_id, model_id))
     except (MlflowException, RequestException, OSError) as error:
-        return f"register: MLflow at {tracking.uri()} failed ({' '.join(str(error).split())[:200]}); {later}"
+        reason = " ".join(str(error).split())[:200]
+        raise UnansweredError(f"register: MLflow at {tracking.uri()} failed ({reason}); {later}") from None
     return f"register: {new} of {len(found)} variants were new to MLflow"
 
 

@@ -36,6 +36,7 @@ class Variant:
     plots: tuple[Path, ...]
     files: tuple[str, ...]
     report: Path | None = None
+    pictures: tuple[Path, ...] = ()  # of the report, where the target differs most from FP32
     onnx: Path | None = None
     bundle: Path | None = None
     bundle_hash: str | None = None
@@ -101,6 +102,7 @@ def _target(build: Path, bundle: Path, data: str) -> Variant:
         metrics=_numbers(evidence["metrics"]),
         curves=(),
         plots=tuple(sorted((build / "calibration").glob("**/*.png"))),
+        pictures=tuple(sorted((build / "report" / "pictures" / bundle.name).glob("*.jpg"))),
         files=tuple(evidence["artifact"]["files"].values()),
         report=_report(build),
         bundle=bundle,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
 from PIL import Image
 
@@ -26,6 +27,8 @@ ELSEWHERE = {
     r"make ui": ("tests/flows/test_ui.py", "flows.ui"),
     r"make schema": ("tests/pipelines/test_check.py", "schema"),
     r"cp examples/detection/params\.yaml params\.yaml && dvc repro": ("tests/test_detection.py", 'example="detection"'),
+    r"cp examples/yolo/params\.yaml params\.yaml && dvc repro": ("tests/test_yolo.py", 'example="yolo"'),
+    r"pip install 'quantmill\[yolo\]'": ("Makefile", "targets,yolo"),
     r"quantmill init bccd .*": ("tests/pipelines/test_project.py", "test_boxes_make_a_project_with_a_detector"),
     r"python build/bundles/\S+/predict\.py scene\.png": ("tests/test_detection.py", "predict.py"),
     r"docker compose.*": ("tests/flows/test_compose.py", "docker"),
@@ -47,6 +50,11 @@ ELSEWHERE = {
     r"dvc get --rev .*|sha256sum reference.parquet": ("tests/test_data_versions.py", "get"),
 }
 SHORTER = {"minmax,percentile,entropy,mse": "percentile"}  # of a sweep one experiment is enough here
+MODEL = """<ir_version: 10, opset_import: ["" : 17]>
+somebodys (float[N, 3, 64, 64] images) => (float[N, 3] scores) {
+    means = GlobalAveragePool(images)
+    scores = Flatten(means)
+}"""
 # What must have happened before a page. Version 1 is that of the shrunk line, which failed its gates.
 BEFORE = {
     "docs/how-to/roll-back.md": [f"quantmill promote digits.openvino-int8 {n}" for n in (2, 3)],
@@ -147,6 +155,7 @@ def built(built_line):
         for n in range(6):
             np.save(root / "fields" / name / f"{n}.npy", rng.integers(0, 9000, (20, 24, 5), np.uint16))
     Image.fromarray(rng.integers(0, 255, (16, 16), np.uint8)).save(root / "photo.png")
+    onnx.save(onnx.parser.parse_model(MODEL), root / "model.onnx")
     return root
 
 

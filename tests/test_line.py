@@ -14,6 +14,7 @@ TARGETS = ["openvino-fp16", "openvino-int8", "onnxruntime-int8"]
 MEASURED = (
     "build/baseline",
     "build/metrics/",
+    "build/took/",
     "build/verdicts/",
     "build/bundles/",
     "build/report",

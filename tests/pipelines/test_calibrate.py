@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipelines import calibrate
+from pipelines import calibrate, ranges
 from pipelines.calibration import RANGES, Calibration
 from pipelines.data import Dataset
 from tests import line
@@ -53,7 +53,7 @@ def test_ranges_of_a_known_histogram():
     counts = np.round(1e6 * np.exp(-(middles**2) / 2)).astype(np.int64)
     counts[0] += 1  # one outlier on each side
     counts[-1] += 1
-    found = calibrate.describe("x", counts, edges, 99.99)
+    found = ranges.describe("x", counts, edges, 99.99)
     assert (found["minmax_low"], found["minmax_high"]) == (-10, 10)
     assert found["percentile_high"] == pytest.approx(3.89, abs=0.03)  # two-sided, of a normal distribution
     for method in ("mse", "entropy"):
@@ -65,22 +65,22 @@ def test_clipping_by_mse_loses_less_than_the_whole_range():
     middles = (edges[:-1] + edges[1:]) / 2
     counts = np.round(1e6 * np.exp(-middles)).astype(np.int64)
     counts[-1] = 1
-    found = calibrate.describe("x", counts, edges, 99.99)
-    loss = [calibrate._squared_error(counts, middles, 0, float(found[f"{m}_high"])) for m in ("mse", "minmax")]
+    found = ranges.describe("x", counts, edges, 99.99)
+    loss = [ranges._squared_error(counts, middles, 0, float(found[f"{m}_high"])) for m in ("mse", "minmax")]
     assert found["mse_low"] == 0 and loss[0] < loss[1]
 
 
 PEAK = """
 import sys
 from pathlib import Path
-from pipelines import calibrate
+from pipelines import calibrate, ranges
 from pipelines.calibration import Calibration
 from pipelines.data import Dataset
 from pipelines.files import read_json, write_json
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 manifest = calibrate.manifest(Dataset(Path("build/data")), count, 0, read_json(Path("build/onnx/preprocess.json")))
 write_json(folder / "manifest.json", manifest)
-calibrate.collect(Path("build/onnx/pruned.onnx"), Calibration(Path("build/data"), folder), 2048)
+ranges.collect(Path("build/onnx/pruned.onnx"), Calibration(Path("build/data"), folder), 2048)
 print(next(int(s.split()[1]) for s in open("/proc/self/status") if s.startswith("VmHWM")))
 """
 

@@ -126,7 +126,7 @@ def test_slices_are_classes_and_sizes_and_a_dead_class_is_seen():
         {"class a": 1, "class b": 1, "class c": 0, "size small": 1, "size medium": 0.5}
     )
     assert detection.details(dead, many)["mAP50"] == pytest.approx(2 / 3)
-    assert detection.agreement(right, right) == 1 and detection.agreement(right, dead) == 0
+    assert detection.agreement(right, right) == 1 and detection.agreement(right, dead) == pytest.approx(4 / 5)
 
     dataset = SimpleNamespace(classes=list("abc"), column=lambda name: np.linspace(0, 1, 12))
     measure = evaluation.Measure(threads=1, warmup=1, runs=20, batch=1, resamples=100)
@@ -134,6 +134,31 @@ def test_slices_are_classes_and_sizes_and_a_dead_class_is_seen():
     assert test.drop("fp32", right, dead)["drop_fp32"] == pytest.approx(100 / 3)
     worst = test.worst_slice(right, dead)
     assert worst["worst_slice"] == "class c" and worst["drop_worst_slice"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("score", [6.0, -1.0, -4.0])
+def test_a_model_that_lost_its_objects_agrees_with_none_however_low_their_scores_were(score):
+    """A little trained detector is sure of nothing, and so is a collapsed one: that is no agreement."""
+    elsewhere = BOXES - np.array([0, 0, 20, 20, 0])
+    right, lost, empty = (maps(boxes, s) for boxes, s in ((BOXES[:2], score), (elsewhere[:2], score - 2), ([], 0)))
+    for outputs in (right, lost, empty):
+        outputs[0][outputs[0] == -6.0] = -20.0
+    assert detection.agreement(right, right) == 1
+    assert detection.agreement(right, lost) == detection.agreement(right, empty) == 0
+    # An image on which neither sees anything counts for nothing.
+    two, gone = ([np.concatenate([o, e]) for o, e in zip(one, empty, strict=True)] for one in (right, lost))
+    assert detection.agreement(two, gone) == 0
+
+
+def test_agreement_is_of_objects_of_one_class_and_place_weighed_by_their_scores():
+    right = maps(BOXES)
+    assert detection.agreement(right, maps(moved_by(2))) == 1
+    assert detection.agreement(right, maps(np.c_[BOXES[:, :4], (BOXES[:, 4] + 1) % 3])) == 0
+    assert detection.agreement(right, maps(BOXES[:2])) == pytest.approx(4 / 5)
+    sure = 1 / (1 + np.exp(-6))
+    assert detection.agreement(right, maps(BOXES, 0.0)) == pytest.approx(2 * 0.5 / (0.5 + sure))
+    more = maps(np.r_[BOXES, [[11.0, 40, 30, 40, 0]]])
+    assert detection.agreement(right, more) == detection.agreement(more, right) == pytest.approx(6 / 7)
 
 
 def test_a_golden_image_counts_its_objects():

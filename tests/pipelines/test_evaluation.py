@@ -78,11 +78,13 @@ def target(gates):
 
 
 def test_what_is_called_int8_must_be_int8_and_calibrated_on_other_images():
-    metrics = {"precision": "int8", "int8_share": 0.3, "calibration_overlap": 1, "images": 10}
+    metrics = {"precision": "int8", "int8_share": 0.3, "calibration_overlap": 1, "agreement": 0.2, "images": 10}
     verdict = judge(metrics, always(metrics))
     assert [g["reason"] for g in verdict["gates"]] == [
         "int8_share is 0.3; at least 0.5 is wanted",
         "calibration_overlap is 1; at most 0 is wanted",
+        "agreement is 0.2; at least 0.5 is wanted; INT8 has lost what FP32 knows, and a search (`search: fast`) finds "
+        "the operators to keep in float",
     ]
     assert always({"precision": "fp16"}) == {}
     assert {"int8_share", "calibration_overlap", "drop_worst_slice", "kept_fp32"} <= set(evaluation.METRICS)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from pipelines import convert, distillation, models
+from pipelines import distillation, fp32, models
 from pipelines.prune import comes_back, prune
 from pipelines.stage import StageError
 
@@ -173,4 +173,4 @@ def test_models_of_timm_and_torchvision_are_pruned_and_come_back(path, arguments
     assert prune(model, shape, 0.2, 4)["macs_removed"] >= 0.2
     comes_back(model, made, shape)
     models.save(tmp_path / "m.safetensors", model, made)
-    convert.export(models.load(tmp_path / "m.safetensors")[0], shape[1:], tmp_path / "m.onnx")
+    fp32.export(models.load(tmp_path / "m.safetensors")[0], shape[1:], tmp_path / "m.onnx")

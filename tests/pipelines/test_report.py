@@ -53,6 +53,16 @@ def test_the_verdict_comes_first_and_in_plain_words(build):
     assert "drop_fp32 is 0.1; at most 0.5 is wanted" in said and "≤ 0.5 points" in said
 
 
+def test_what_each_stage_took_is_said_the_longest_first_and_targets_together(build):
+    took = {"seconds": 75.4, "peak_memory_mb": 1200, "cores": 2}
+    write_json(build[0] / "took" / "train.json", took)
+    for n, target in enumerate(("a", "b")):
+        write_json(build[0] / "took" / f"validate@{target}.json", {**took, "seconds": 10.1, "peak_memory_mb": 300 + n})
+    said = text(report.render(build[0]))
+    assert "1 min 36 s of work in all stages" in said
+    assert said.index("train 1 min 15 s 1,200 MB 2") < said.index("validate × 2 20.2 s 301 MB 2")
+
+
 @pytest.mark.parametrize("word", ["failed", "inconclusive"])
 def test_a_target_that_did_not_pass_says_why_in_its_card(build, word):
     write_json(build[0] / "verdicts" / f"{TARGET}.json", verdict(word))
@@ -120,12 +130,13 @@ def test_what_was_not_measured_is_said_and_not_guessed(build):
 def test_what_was_tried_and_which_operators_are_sensitive_is_shown(build):
     path = build[0] / "targets" / TARGET / "quantize.json"
     tried = {"precision": "int8", "options": {"preset": "mixed"}, "kept": ["/a", "/b", "/c", "/d"], "drop_fp32": 0.25}
-    sensitive = {"operators": ["/head/Conv"], "drop_fp32": 3.25, "error": 0.5}
-    write_json(path, {"tried": [tried], "sensitivity": [sensitive], "chosen": "mixed keeps the aim", "kept": []})
+    worst, least = ({"operators": [name], "drop_fp32": 3.25, "error": 0.5} for name in ("/head/Conv", "/stem/Conv"))
+    made = {"tried": [tried], "sensitivity": [worst, least], "chosen": "mixed keeps the aim", "kept": ["/head/Conv"]}
+    write_json(path, made)
     page = text(report.render(build[0]))
     assert "what was tried mixed keeps the aim kept options precision drop fp32" in page
     assert "/a, /b, /c and 1 more preset: mixed int8 0.25" in page
-    assert "sensitivity of its operators, measured operators drop fp32 error /head/Conv 3.25 0.5" in page
+    assert "operators, measured operators stay in drop fp32 error /head/Conv float 3.25 0.5 /stem/Conv INT8" in page
 
 
 def point(name, x, y):

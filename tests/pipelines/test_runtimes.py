@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import calibrate, convert, export, models, runtimes
+from pipelines import calibrate, export, fp32, models, runtimes
 from pipelines.calibration import Calibration
 from pipelines.files import sha256_file, write_json
 from tests import line
@@ -53,7 +53,7 @@ def project(tmp_path_factory):
         line.run(root, "python", "-m", "pipelines.prepare", "build/data")
         torch.manual_seed(0)
         model = models.build(OPTIONS["separable"], 1, 10).eval()
-        convert.export(model, (1, 16, 16), root / "build/onnx/pruned.onnx")
+        fp32.export(model, (1, 16, 16), root / "build/onnx/pruned.onnx")
         info = {"channels": 1, "height": 16, "width": 16, "resize": "stretch", "full_scale": 255.0}
         write_json(root / "build/onnx/preprocess.json", {**info, "mean": [0.3], "std": [0.35]})
         write_json(root / "build/onnx/model.json", {"task": "classification"})
@@ -151,7 +151,7 @@ def test_what_onnxruntime_takes_apart_stays_in_float_and_the_rest_is_int8(projec
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.Hardswish(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()]
     onnx_folder, data = tmp_path / "onnx", project / "build/data"
-    convert.export(torch.nn.Sequential(*layers).eval(), (1, 16, 16), onnx_folder / "pruned.onnx")
+    fp32.export(torch.nn.Sequential(*layers).eval(), (1, 16, 16), onnx_folder / "pruned.onnx")
     shutil.copyfile(project / "build/onnx/preprocess.json", onnx_folder / "preprocess.json")
     monkeypatch.chdir(project)
     calibrate.main(data, onnx_folder, tmp_path / "calibration")

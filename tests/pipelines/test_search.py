@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines import calibrate, convert, quantize, runtimes
+from pipelines import calibrate, fp32, quantize, runtimes
 from pipelines.calibration import Calibration
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_file, write_json
@@ -79,7 +79,7 @@ def project(tmp_path_factory):
         preprocess = dataset.preprocess(Input(height=EDGE, width=EDGE, resize="stretch"))
         write_json(root / "build/onnx/preprocess.json", preprocess.to_dict())
         write_json(root / "build/onnx/model.json", {"task": "classification"})
-        convert.export(unbalanced(dataset, preprocess), (1, EDGE, EDGE), root / "build/onnx/pruned.onnx")
+        fp32.export(unbalanced(dataset, preprocess), (1, EDGE, EDGE), root / "build/onnx/pruned.onnx")
         calibrate.main(root / "build/data", root / "build/onnx", root / "build/calibration")
     return root
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines import convert, distillation, models, prepare, training
+from pipelines import distillation, fp32, models, prepare, training
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_file
 from pipelines.models import ultralytics
@@ -188,5 +188,5 @@ def test_a_detector_is_trained_distilled_pruned_and_exported(tmp_path):
     comes_back(student, spec, (1, *SHAPE))
     distillation.fit("prune", student, teacher, setup, schedule, weights)
     models.save(tmp_path / "m.safetensors", student, spec)
-    convert.export(models.load(tmp_path / "m.safetensors")[0], SHAPE, tmp_path / "m.onnx")
+    fp32.export(models.load(tmp_path / "m.safetensors")[0], SHAPE, tmp_path / "m.onnx")
     assert not list(tmp_path.glob("**/*.pt"))

@@ -70,6 +70,8 @@ def test_exit_statuses_tell_no_from_cannot_say(project, monkeypatch, capsys, tmp
     assert run(monkeypatch, capsys, "check", "nowhere.yaml")[0] == 3
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert run(monkeypatch, capsys, "promote", f"tiny.{TARGET}", "1")[0] == 3
+    code, out, err = run(monkeypatch, capsys, "sync", "--json")
+    assert code == 3 and not out and "the results are safe" in err
     assert run(monkeypatch, capsys, "report", str(tmp_path))[0] == 3
 
 
