@@ -52,7 +52,7 @@ targets: .venv/targets ## Install the quantizers and runtimes of all hardware ta
 clean: ## Remove what was built, but not the DVC cache
 	rm -rf build
 
-beyond := (litert|qnn)
+beyond := (coreml|executorch|litert|qnn)
 # One set-up for everything: uv, bytecode compiled at install, versions held by constraints.txt.
 install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' \
 	|| { echo "Quantmill needs Python 3.11 or 3.12; call make PYTHON=/path/to/python3.11" >&2; exit 1; }; \

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import runpy
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,7 +80,7 @@ def main(
         if not (folder / "model" / runtime.FILES[0]).is_file():
             raise StageError(f"{artifact}: has no {runtime.FILES[0]}; run: dvc repro quantize@{target}")
         measured = read_json(metrics)
-        files = {p.name: sha256_file(p) for p in tree(folder / "model")}
+        files = {p.relative_to(folder / "model").as_posix(): sha256_file(p) for p in tree(folder / "model")}
         if measured["sha256"] != files:
             raise StageError(f"{metrics}: measures another artifact than {artifact}; run: dvc repro validate@{target}")
         copy_file(onnx / "preprocess.json", folder / "preprocess.json")
@@ -150,8 +151,13 @@ def program(runtime: ModuleType, decoder: ModuleType) -> str:
 
 def imports(runtime: ModuleType) -> tuple[str, ...]:
     """Return what `load` imports: what a device needs, which is less than what quantizing needs."""
-    found = ast.walk(ast.parse(inspect.getsource(runtime.load)))
-    return tuple(sorted({alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}))
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(inspect.getsource(runtime.load))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return tuple(sorted(n for n in found if n.partition(".")[0] not in {*sys.stdlib_module_names, "pipelines"}))
 
 
 def golden(folder: Path, dataset: Dataset, options: Export) -> dict[str, Any]:
