@@ -131,14 +131,14 @@ def cell(model: str, name: str) -> dict[str, Any]:
     quantize.main(name, data, folder, folder / "calibration", out)
     made = read_json(out / "quantize.json")
     frozen = Calibration(data, folder / "calibration")
-    with search.bench(name, runtime, folder / "pruned.onnx", frozen, data, folder) as bench:
+    with search.bench(name, runtime, "cpu", folder / "pruned.onnx", frozen, data, folder) as bench:
         rival = folder / f"{name}-default"
         rival.mkdir()
         peer(name, folder / "pruned.onnx", frozen, rival)
         artifacts = {"fp32": bench.fp32, "ours": out, "peer": rival}
         files = {key: place / runtime.FILES[0] for key, place in artifacts.items()}
         settings = bench.split.measure.model_dump()
-        times = interleaved(name, files, bench.split.shape, settings)["times_ms"]
+        times = interleaved(name, files, bench.split.shape, settings, "cpu")["times_ms"]
         p50 = {key: float(np.median(found)) for key, found in times.items()}
         row: dict[str, Any] = {"model": model, "runtime": name, "fp32_ms": p50["fp32"], "chosen": made["chosen"]}
         row["precision"], row["kept"] = made["precision"], len(made["kept"])
