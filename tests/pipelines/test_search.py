@@ -173,6 +173,6 @@ def test_what_cannot_be_built_is_left_out_and_said(project, monkeypatch, capsys)
 
         monkeypatch.setattr(it, "build", build)
         broken = declared.model_copy(update={"ranges": "mse"})
-        found = search.search(it, [declared, broken], print)
-    assert [t.precision for t in found] == ["int8", "fp16", "fp32"]
+        found = search.search(it, [("int8", declared), ("int8", broken), ("fp16", None)], print)
+    assert [t.precision for t in found] == ["int8", "fp16"]
     assert "left out: too many bins" in capsys.readouterr().out
