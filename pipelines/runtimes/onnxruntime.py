@@ -37,16 +37,19 @@ class Options(Section):
 
 def candidates(options: Options, search: str) -> list[Options]:
     """Return the schemes to try, the declared one first: one thing changed at a time, or (thorough) all together."""
-    # Per-tensor weights and s8 activations win nothing here; who needs them declares them.
+    # Per-tensor weights are no faster and less exact: who needs them declares them.
     ranges: tuple[Any, ...] = ("minmax", "percentile", "mse", "entropy")
     found = [options]
     if search == "fast":
         found += [options.model_copy(update={"ranges": r}) for r in ranges]
         found += [options.model_copy(update={"operators": o}) for o in ("all", "linear")]
     else:
-        for operators, reduce_range, each in itertools.product(("all", "linear"), (False, True), ranges):
-            change = {"operators": operators, "reduce_range": reduce_range, "ranges": each, "per_channel": True}
-            found.append(options.model_copy(update=change))
+        activations = ("u8", "s8")
+        for kind, operators, reduce_range, each in itertools.product(
+            activations, ("all", "linear"), (False, True), ranges
+        ):
+            change = {"activations": kind, "operators": operators, "reduce_range": reduce_range, "ranges": each}
+            found.append(options.model_copy(update={**change, "per_channel": True}))
     return list(dict.fromkeys(found))
 
 
