@@ -209,7 +209,7 @@ def measured(model: str, name: str, runs: int, olive: Path | None) -> dict[str, 
     others: dict[str, peers.Peer] = peers.of(name, olive)
     if model.startswith("yolo") and name in peers.FORMS:
         others["Ultralytics"] = partial(peers.ultralytics, export(model, Dataset(data), rivals / "again"), name)
-    with search.bench(name, runtime, onnx / "pruned.onnx", frozen, data, onnx) as bench:
+    with search.bench(name, runtime, "cpu", onnx / "pruned.onnx", frozen, data, onnx) as bench:
         artifacts, failed = {"fp32": bench.fp32, "ours": out}, {}
         for peer, make in others.items():
             try:
@@ -221,7 +221,7 @@ def measured(model: str, name: str, runs: int, olive: Path | None) -> dict[str, 
                 failed[peer] = {"failed": peers.last_line(f"{type(error).__name__}: {error}")}
         settings = {**bench.split.measure.model_dump(), "runs": runs}
         files = {key: place / runtime.FILES[0] for key, place in artifacts.items()}
-        times = interleaved(name, files, bench.split.shape, settings)["times_ms"]
+        times = interleaved(name, files, bench.split.shape, settings, "cpu")["times_ms"]
         p50 = {key: float(np.median(found)) for key, found in times.items()}
         rows = {key: {"speedup": p50["fp32"] / p50[key], **answers(bench, place)} for key, place in artifacts.items()}
     return {

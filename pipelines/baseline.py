@@ -17,7 +17,7 @@ def main(data: Path, onnx: Path, out: Path) -> None:
     files = {name: onnx / f"{name}.onnx" for name in VARIANTS if (onnx / f"{name}.onnx").is_file()}
     outputs = {name: test.outputs(onnxruntime.load(file, test.measure.threads)) for name, file in files.items()}
     options = test.measure.model_dump()
-    times = measure.interleaved("onnxruntime", files, test.shape, options)["times_ms"]
+    times = measure.interleaved("onnxruntime", files, test.shape, options, "cpu")["times_ms"]
     metrics: dict[str, dict[str, Any]] = {}
     for name, file in files.items():
         metrics[name] = {
@@ -25,7 +25,7 @@ def main(data: Path, onnx: Path, out: Path) -> None:
             **test.drop("teacher", outputs.get("teacher"), outputs[name]),
             **test.drop("fp32", outputs["pruned"], outputs[name]),
             **evaluation.latency(times[name]),
-            **measure.alone("onnxruntime", file, test.shape, options),
+            **measure.alone("onnxruntime", file, test.shape, options, "cpu"),
             "agreement": test.task.agreement(outputs["pruned"], outputs[name]),
             "size_bytes": size_of(file),
             "compression": size_of(files.get("teacher", file)) / size_of(file),

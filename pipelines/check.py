@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines import evaluation, formats, models, params, prepare, project, runtimes, tasks, training
+from pipelines import evaluation, formats, models, params, prepare, project, remote, runtimes, tasks, training
 from pipelines.check_data import Contract
 from pipelines.data import Input
 from pipelines.distill import Distill
@@ -70,6 +70,8 @@ def main(path: Path, out: Path) -> None:
     for name, target in found.items():
         if reason := not_here(name, target, runtimes.load(target.runtime)):
             print(f"check: target {name} is left out: {reason}")
+        elif target.device != "cpu" and (reason := remote.lacking(target.device, target.runtime)):
+            print(f"check: target {name} cannot be measured: {reason}")
     write_json(out, {"checked": True})
 
 

@@ -1,9 +1,7 @@
 """Packs the bundle of a target: everything a device needs, and the signed evidence of what it is."""
 
-import ast
 import inspect
 import runpy
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from pipelines import bom, card, images, params, predict, preprocess, signing, targets, tasks
+from pipelines import bom, card, images, params, predict, preprocess, runtimes, signing, targets, tasks
 from pipelines.data import Dataset
 from pipelines.files import (
     copy_file,
@@ -109,7 +107,7 @@ def main(
             "params": {f"targets.{target}": settings.model_dump()},
             "params_sha256": sha256_bytes(to_json(settings.model_dump()).encode()),
             "code": {"sha256": code_hash()},
-            "packages": card.packages(imports(runtime)),
+            "packages": card.packages(runtimes.imports(runtime)),
             "metrics": measured,
             "verdict": read_json(verdict),
             "golden": golden(folder, dataset, options),
@@ -147,17 +145,6 @@ def program(runtime: ModuleType, decoder: ModuleType) -> str:
             "",
         ]
     )
-
-
-def imports(runtime: ModuleType) -> tuple[str, ...]:
-    """Return what `load` imports: what a device needs, which is less than what quantizing needs."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(inspect.getsource(runtime.load))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return tuple(sorted(n for n in found if n.partition(".")[0] not in {*sys.stdlib_module_names, "pipelines"}))
 
 
 def golden(folder: Path, dataset: Dataset, options: Export) -> dict[str, Any]:

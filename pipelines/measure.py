@@ -1,128 +1,41 @@
-"""The harness that times artifacts, the same for every runtime. It runs in a process of its own.
+"""Asks the harness to time artifacts: in a process of its own on this machine, or on another over SSH."""
 
-Needs numpy and the runtime alone. Reads one JSON request on standard input and answers with one JSON on standard
-output.
-"""
-
-import importlib
 import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-Predict = Callable[[NDArray[np.float32]], list[NDArray[Any]]]
-ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+from pipelines import remote
 
 
-def interleaved(runtime: str, artifacts: dict[str, Path], shape: list[int], options: dict[str, int]) -> dict[str, Any]:
+def interleaved(
+    runtime: str, artifacts: dict[str, Path], shape: list[int], options: dict[str, int], device: str
+) -> dict[str, Any]:
     """Return the milliseconds of each run of each artifact, one after the other in turn in one process.
 
-    `shape` is C, H, W; `options` has `threads`, `warmup` and `runs`.
+    `shape` is C, H, W; `options` has `threads`, `warmup` and `runs`; `device` is `cpu` or an `ssh://` address. Raises
+    StageError when the machine there cannot be reached, or lacks something.
     """
-    return _ask(
-        {
-            "what": "latency",
-            "runtime": runtime,
-            "artifacts": {k: str(v) for k, v in artifacts.items()},
-            "shape": shape,
-            **options,
-        }
-    )
+    return _ask(runtime, artifacts, {"what": "latency", "shape": shape, **options}, device)
 
 
-def alone(runtime: str, artifact: Path, shape: list[int], options: dict[str, int]) -> dict[str, Any]:
+def alone(runtime: str, artifact: Path, shape: list[int], options: dict[str, int], device: str) -> dict[str, Any]:
     """Return load time, peak memory, throughput and energy of one artifact in a fresh process.
 
     `options` has `threads`, `warmup`, `runs` and `batch`. Keys: `load_ms`; `peak_memory_mb`, of the whole process;
     `throughput_per_s`, images in batches; `energy_mj`, of the processor package per image, null without RAPL.
     """
-    return _ask({"what": "alone", "runtime": runtime, "artifacts": {"it": str(artifact)}, "shape": shape, **options})
+    return _ask(runtime, {"it": artifact}, {"what": "alone", "shape": shape, **options}, device)
 
 
-def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pipelines.measure"]
+def _ask(runtime: str, artifacts: dict[str, Path], request: dict[str, Any], device: str) -> dict[str, Any]:
+    if device != "cpu":
+        return remote.ask(device, runtime, artifacts, request)
+    request["artifacts"] = {name: str(path) for name, path in artifacts.items()}
+    command = [sys.executable, "-m", "pipelines.harness", runtime]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the measuring process failed: {done.stderr.strip().splitlines()[-1:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
-
-
-def _latency(request: dict[str, Any], load: Callable[[Path, int], Predict]) -> dict[str, Any]:
-    image = _images(request["shape"], 1)
-    models = {name: load(Path(path), request["threads"]) for name, path in request["artifacts"].items()}
-    for predict in models.values():
-        for _ in range(request["warmup"]):
-            predict(image)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    order = list(models)
-    for _ in range(request["runs"]):
-        for name in order:
-            start = time.perf_counter()
-            models[name](image)
-            times[name].append((time.perf_counter() - start) * 1e3)
-        order.append(order.pop(0))  # who follows whom changes
-    return {"times_ms": times}
-
-
-def _alone(request: dict[str, Any], load: Callable[[Path, int], Predict]) -> dict[str, Any]:
-    image = _images(request["shape"], 1)
-    start = time.perf_counter()
-    predict = load(Path(request["artifacts"]["it"]), request["threads"])
-    predict(image)
-    load_ms = (time.perf_counter() - start) * 1e3
-    for _ in range(request["warmup"]):
-        predict(image)
-    memory = _peak_memory()
-    before, start = _energy(), time.perf_counter()
-    for _ in range(request["runs"]):
-        predict(image)
-    after = _energy()
-    energy = (after - before) / request["runs"] if before is not None and after is not None else None
-    batch = _images(request["shape"], request["batch"])
-    predict(batch)
-    start, batches = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.5:
-        predict(batch)
-        batches += 1
-    return {
-        "load_ms": load_ms,
-        "peak_memory_mb": memory,
-        "energy_mj": energy if energy is None or energy > 0 else None,  # the counter wraps
-        "throughput_per_s": batches * request["batch"] / (time.perf_counter() - start),
-    }
-
-
-def _images(shape: list[int], count: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).standard_normal((count, *shape)).astype(np.float32)
-
-
-def _peak_memory() -> float | None:
-    """Return the most resident memory of this process so far in MiB; getrusage would count its parent's too."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
-
-
-def _energy() -> float | None:
-    """Return the package's energy counter in millijoules."""
-    try:
-        return int(ENERGY.read_text()) / 1e3
-    except OSError:
-        return None
-
-
-if __name__ == "__main__":
-    asked = json.loads(sys.stdin.read())
-    os.environ["OMP_NUM_THREADS"] = str(asked["threads"])
-    module = importlib.import_module(f"pipelines.runtimes.{asked['runtime']}")
-    print(json.dumps((_latency if asked["what"] == "latency" else _alone)(asked, module.load)))

@@ -50,7 +50,7 @@ def main(
             when = declared.when
             retrain = partial(qat.retrain, name, data, teacher, pruned, frozen, declared, Path(scratch))
         if frozen and target.search != "none":
-            with search.bench(target.runtime, runtime, source, frozen, data, onnx) as bench:
+            with search.bench(target.runtime, runtime, target.device, source, frozen, data, onnx) as bench:
                 best, record, bench = _searched(name, bench, options, target, when, retrain)
                 precision, kept, source = best.precision, best.kept, bench.source
                 frozen = bench.calibration if precision == "int8" else None

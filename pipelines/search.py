@@ -68,9 +68,17 @@ class Bench:
     """Builds artifacts of one model for one runtime in a temporary folder, and measures them beside FP32."""
 
     def __init__(
-        self, name: str, runtime: ModuleType, source: Path, calibration: Calibration, split: TestSet, folder: Path
+        self,
+        name: str,
+        runtime: ModuleType,
+        device: str,
+        source: Path,
+        calibration: Calibration,
+        split: TestSet,
+        folder: Path,
     ) -> None:
         self.name, self.runtime, self.source, self.calibration = name, runtime, source, calibration
+        self.device = device
         self.split, self.folder = split, folder
         self.count, self.trained = 0, False
         self.fp32 = self.build("fp32", None)
@@ -96,7 +104,8 @@ class Bench:
         file = artifact / self.runtime.FILES[0]
         outputs = self.outputs(artifact)
         pair = {"candidate": file, "twin": self.fp32 / self.runtime.FILES[0]}
-        times = measure.interleaved(self.name, pair, self.split.shape, self.split.measure.model_dump())["times_ms"]
+        options = self.split.measure.model_dump()
+        times = measure.interleaved(self.name, pair, self.split.shape, options, self.device)["times_ms"]
         p50 = float(np.median(times["candidate"]))
         return Tried(
             precision=precision,
@@ -148,12 +157,12 @@ class Bench:
 
 @contextmanager
 def bench(
-    name: str, runtime: ModuleType, source: Path, calibration: Calibration, data: Path, onnx: Path
+    name: str, runtime: ModuleType, device: str, source: Path, calibration: Calibration, data: Path, onnx: Path
 ) -> Iterator[Bench]:
     """Yield a bench on the validation split; what it built goes with it."""
     split = evaluation.read(data, onnx, "val")
     with tempfile.TemporaryDirectory() as folder:
-        yield Bench(name, runtime, source, calibration, split, Path(folder))
+        yield Bench(name, runtime, device, source, calibration, split, Path(folder))
 
 
 def search(bench: Bench, schemes: Sequence[tuple[str, Any]], say: Callable[[str], None]) -> list[Tried]:

@@ -26,12 +26,19 @@ TIERS = {"95%": 0.95, "99%": 0.99, "99.9%": 0.999}
 _TIER: Any = {"enum": list(TIERS)}
 
 
+# The folder is on the other machine; nothing in the address can be taken for an option of ssh.
+_ADDRESS = r"ssh://([A-Za-z0-9_][A-Za-z0-9_.-]*@)?([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/[!-~]+"
+
+
 class Target(Section):
     """One hardware target."""
 
     runtime: str = Field(description="A file of pipelines/runtimes/.")
     precision: Literal["fp32", "fp16", "int8"]
-    device: Literal["cpu"]
+    device: str = Field(
+        pattern=rf"^(cpu|{_ADDRESS})$",
+        description="Where it is timed: cpu is this machine's; ssh://user@host:port/folder is another's.",
+    )
     options: dict[str, Any] = Field(description="How the runtime quantizes to INT8; empty for another precision.")
     search: Literal["none", "fast", "thorough"] = Field(
         description="How many schemes of INT8 are tried; none: `options` are the scheme."
@@ -81,6 +88,8 @@ def check(name: str, target: Target) -> tuple[Target, ModuleType, Any]:
         raise StageError(f"params.yaml: {key}.search: {target.precision} has one scheme; write none")
     if target.search != "none" and runtime.INSTEAD:
         raise StageError(f"params.yaml: {key}.search: {target.runtime} does not run here, to be timed; write none")
+    if target.device != "cpu" and runtime.INSTEAD:
+        raise StageError(f"params.yaml: {key}.device: {target.runtime} is not timed; write cpu")
     for metric, bound in target.aim.items():
         if metric not in AIMS:
             raise StageError(f"params.yaml: {key}.aim.{metric}: no search measures it; have: {', '.join(AIMS)}")

@@ -10,6 +10,7 @@ from pipelines import elsewhere, evaluation, measure, targets
 from pipelines.calibration import Calibration
 from pipelines.files import read_json, sha256_file, size_of, write_json
 from pipelines.stage import StageError, run
+from pipelines.targets import Target
 
 
 def main(
@@ -39,7 +40,7 @@ def main(
         note = f"not run on {target.runtime}: its answers are those of {runtime.INSTEAD}, and nothing was timed"
         timed: dict[str, float | None] = dict.fromkeys(evaluation.TIMED)
     else:
-        note, timed = made.get("chosen"), _timed(target.runtime, runtime, file, onnx, test)
+        note, timed = made.get("chosen"), _timed(target, runtime, file, onnx, test)
     there = elsewhere.compare(runtime, file, test, found)
     operators = runtime.operators(file, test.shape)
     size = sum(size_of(artifact / name) for name in runtime.FILES)
@@ -69,7 +70,9 @@ def main(
     )
 
 
-def _timed(name: str, runtime: ModuleType, file: Path, onnx: Path, test: evaluation.TestSet) -> dict[str, float | None]:
+def _timed(
+    target: Target, runtime: ModuleType, file: Path, onnx: Path, test: evaluation.TestSet
+) -> dict[str, float | None]:
     """Return the metrics of `evaluation.TIMED` of an artifact."""
     options = test.measure.model_dump()
     candidate, fp32 = {}, {}
@@ -77,11 +80,11 @@ def _timed(name: str, runtime: ModuleType, file: Path, onnx: Path, test: evaluat
         for twin in _twins(onnx):
             runtime.quantize(onnx / f"{twin}.onnx", None, "fp32", None, Path(folder) / twin)
             files = {"candidate": file, "twin": Path(folder) / twin / runtime.FILES[0]}
-            times = measure.interleaved(name, files, test.shape, options)["times_ms"]
+            times = measure.interleaved(target.runtime, files, test.shape, options, target.device)["times_ms"]
             candidate[twin], fp32[twin] = times["candidate"], float(np.median(times["twin"]))
     return {
         **evaluation.latency(candidate["pruned"]),
-        **measure.alone(name, file, test.shape, options),
+        **measure.alone(target.runtime, file, test.shape, options, target.device),
         "fp32_p50_ms": fp32["pruned"],
         "speedup": fp32["pruned"] / float(np.median(candidate["pruned"])),
         "speedup_teacher": fp32["teacher"] / float(np.median(candidate["teacher"])) if "teacher" in fp32 else None,

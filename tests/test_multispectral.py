@@ -12,7 +12,7 @@ import pytest
 import tifffile
 import yaml
 
-from pipelines import export, params, runtimes
+from pipelines import params, runtimes
 from pipelines.data import Dataset
 from pipelines.files import read_json
 from tests import line
@@ -101,7 +101,7 @@ def predict(root: Path, target: str, tmp_path: Path, *images: Path) -> list[dict
     bare = tmp_path / "bare"
     bare.mkdir()
     runtime = runtimes.load(TARGETS[target]["runtime"])
-    for name in ("numpy", "numpy.libs", *export.imports(runtime), *NEEDED):
+    for name in ("numpy", "numpy.libs", *runtimes.imports(runtime), *NEEDED):
         for folder in map(Path, sys.path):
             if (folder / name).is_dir() and not (bare / name).exists():
                 (bare / name).symlink_to(folder / name)

@@ -21,9 +21,12 @@ Each module has:
 It may have `ELSEWHERE`, other places that take its artifacts as they are; `validate` compares their answers.
 """
 
+import ast
 import importlib
 import importlib.util
+import inspect
 import pkgutil
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -74,3 +77,14 @@ def missing(runtime: ModuleType) -> list[str]:
     """Return the packages and programs of a runtime that are not installed."""
     packages = [p for p in runtime.PACKAGES if importlib.util.find_spec(p) is None]
     return packages + [str(tool) for tool in runtime.TOOLS if not tool.is_file()]
+
+
+def imports(runtime: ModuleType) -> tuple[str, ...]:
+    """Return what `load` imports: what a device needs, which is less than what quantizing needs."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(inspect.getsource(runtime.load))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return tuple(sorted(n for n in found if n.partition(".")[0] not in {*sys.stdlib_module_names, "pipelines"}))

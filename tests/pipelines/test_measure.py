@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines import measure, runtimes
+from pipelines import harness, measure, runtimes
 from pipelines.evaluation import int8_share, latency
 from tests.pipelines.test_runtimes import EVERY, make, project  # noqa: F401 - project is a fixture
 
@@ -17,29 +17,29 @@ def artifact(project):  # noqa: F811
 
 
 def test_every_artifact_is_run_as_often_as_asked(artifact):
-    times = measure.interleaved("onnxruntime", {"one": artifact, "two": artifact}, SHAPE, OPTIONS)["times_ms"]
+    times = measure.interleaved("onnxruntime", {"one": artifact, "two": artifact}, SHAPE, OPTIONS, "cpu")["times_ms"]
     assert {name: len(found) for name, found in times.items()} == {"one": 20, "two": 20}
     found = latency(times["one"])
     assert 0 < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
 
 
 def test_alone_measures_load_memory_throughput_and_no_invented_energy(artifact):
-    found = measure.alone("onnxruntime", artifact, SHAPE, OPTIONS)
+    found = measure.alone("onnxruntime", artifact, SHAPE, OPTIONS, "cpu")
     assert set(found) == {"load_ms", "peak_memory_mb", "energy_mj", "throughput_per_s"}
     assert found["load_ms"] > 0 and found["throughput_per_s"] > 0 and found["peak_memory_mb"] > 20
-    assert (found["energy_mj"] is None) == (not measure.ENERGY.is_file()) or found["energy_mj"] is None
+    assert (found["energy_mj"] is None) == (not harness.ENERGY.is_file()) or found["energy_mj"] is None
 
 
 def test_peak_memory_is_that_of_the_measuring_process_alone(artifact):
     ballast = np.ones(80_000_000)  # 640 MB in the process that asks
-    found = measure.alone("onnxruntime", artifact, SHAPE, OPTIONS)
+    found = measure.alone("onnxruntime", artifact, SHAPE, OPTIONS, "cpu")
     assert found["peak_memory_mb"] < ballast.nbytes / 2**20 / 2
 
 
 def test_a_broken_artifact_is_an_error_with_its_reason(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(RuntimeError, match="the measuring process failed"):
-        measure.alone("onnxruntime", tmp_path / "model.onnx", SHAPE, OPTIONS)
+        measure.alone("onnxruntime", tmp_path / "model.onnx", SHAPE, OPTIONS, "cpu")
 
 
 @pytest.mark.parametrize(("name", "precision"), [(n, p) for n, p in EVERY if not runtimes.load(n).INSTEAD])

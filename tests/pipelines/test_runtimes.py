@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import calibrate, export, fp32, models, runtimes
+from pipelines import calibrate, fp32, models, runtimes
 from pipelines.calibration import Calibration
 from pipelines.files import sha256_file, write_json
 from tests import line
@@ -119,7 +119,7 @@ def test_load_travels_as_source_and_needs_numpy_and_the_runtime_alone(project, t
     runtime, calibration, _ = make(project, name, "int8", tmp_path / "artifact")
     batch = next(calibration.inputs(2))
     np.save(tmp_path / "batch.npy", batch)
-    unwanted = {"pipelines", "torch", "nncf", "onnx", "ai_edge_quantizer"} - set(export.imports(runtime))
+    unwanted = {"pipelines", "torch", "nncf", "onnx", "ai_edge_quantizer"} - set(runtimes.imports(runtime))
     program = "\n".join(
         [
             "from __future__ import annotations",

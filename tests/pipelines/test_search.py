@@ -163,7 +163,7 @@ def test_what_cannot_be_built_is_left_out_and_said(project, monkeypatch, capsys)
     declared = runtime.Options(**OPTIONS_OF["onnxruntime"])
     frozen = Calibration(project / "build/data", project / "build/calibration")
     source = project / "build/onnx/pruned.onnx"
-    with bench("onnxruntime", runtime, source, frozen, project / "build/data", project / "build/onnx") as it:
+    with bench("onnxruntime", runtime, "cpu", source, frozen, project / "build/data", project / "build/onnx") as it:
         real = it.build
 
         def build(precision, options, kept=()):
