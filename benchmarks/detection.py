@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 
 from benchmarks.line import call
 from benchmarks.targets import processor
-from pipelines import baseline, calibrate, convert, evaluation, judge, models, quantize, training, validate
+from pipelines import (
+    baseline,
+    calibrate,
+    convert,
+    evaluation,
+    fp32,
+    judge,
+    models,
+    preprocess,
+    quantize,
+    training,
+    validate,
+)
 from pipelines.files import read_json
 from pipelines.models import ultralytics as family
 from pipelines.runtimes import onnxruntime
@@ -121,7 +133,7 @@ def plain(pruned: Path, out: Path) -> None:
     curves = training.fit("plain", model, setup, options, lambda net, x, y: setup.task.loss(net(x), y))
     models.save(out / "model.safetensors", model, spec)
     training.write_curves(out / "curves.csv", curves)
-    convert.export(model, (3, SIZE, SIZE), out / "model.onnx")
+    fp32.export(model, (3, SIZE, SIZE), out / "model.onnx")
 
 
 def quantized(model: Path, out: Path) -> None:
@@ -204,23 +216,43 @@ def of_students() -> str:
 
 
 def of_validators(out: Path) -> str:
-    """Return the table of our metric and Ultralytics' validator, on the same FP32 ONNX and the same test images."""
-    onnx = out / "onnx/pruned.onnx"
+    """Return the table of our metric and Ultralytics' validator, on the same FP32 ONNX and the same test images.
+
+    The validator counts boxes that stick out of the image as they are; in its files for pycocotools it cuts them at
+    the edges, as the line does.
+    """
+    onnx, weights = out / "onnx/pruned.onnx", Path("build/teacher/model.safetensors")
     test = evaluation.read(DATA, out / "onnx")
-    ours = decode.boxes(
-        test.outputs(onnxruntime.load(onnx, 1)), test.preprocess, test.truth.shapes, test.truth.postprocess
-    )
-    theirs = by_ultralytics(Path("build/teacher/model.safetensors"), onnx, test)
-    rows = ["| boxes of | scored by pycocotools | by Ultralytics' own formula |", "| --- | --: | --: |"]
-    for name, found in (("the line", ours), ("Ultralytics' validator", theirs)):
-        matches = average_precision.match(test.truth.boxes, found, len(test.dataset.classes), "all")
-        formula = own_formula(test.truth.boxes, found)
-        rows.append(f"| {name} | {100 * average_precision.mean(matches, None):.2f} | {100 * formula:.2f} |")
+    outputs = test.outputs(onnxruntime.load(onnx, os.cpu_count() or 1))
+    cut = decode.boxes(outputs, test.preprocess, test.truth.shapes, test.truth.postprocess)
+    uncut = [b * np.array([SIZE] * 4 + [1, 1]) for b in decode.cells(outputs, test.truth.postprocess)]
+    placed = []
+    for boxes, shape in zip(test.truth.boxes, test.truth.shapes, strict=True):
+        edges = test.preprocess.place(np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:4]], *shape)
+        placed.append(np.c_[edges[:, :2], edges[:, 2:] - edges[:, :2], boxes[:, 4]])
+    found = [("the line", cut, own_formula(placed, uncut))]
+    for name, alike in (("Ultralytics' validator", False), ("the same, images resized as the line does", True)):
+        found.append((name, *by_ultralytics(weights, onnx, evaluation.read(DATA, out / "onnx"), alike)))
+    rows = [
+        "| YOLO26n FP32, the same ONNX file | boxes cut at the edges, pycocotools | the same, Ultralytics' formula "
+        "| not cut, Ultralytics' formula |",
+        "| --- | --: | --: | --: |",
+    ]
+    for name, boxes, raw in found:
+        matches = average_precision.match(test.truth.boxes, boxes, len(test.dataset.classes), "all")
+        formula = own_formula(test.truth.boxes, boxes)
+        exact = average_precision.mean(matches, None)
+        rows.append(f"| {name} | {100 * exact:.2f} | {100 * formula:.2f} | {100 * raw:.2f} |")
     return "\n".join(rows)
 
 
-def by_ultralytics(weights: Path, onnx: Path, test: evaluation.TestSet) -> list[NDArray[np.float64]]:
-    """Return what Ultralytics' validator sees on the test split: its letterbox, its head's decoding, our ONNX file."""
+def by_ultralytics(
+    weights: Path, onnx: Path, test: evaluation.TestSet, alike: bool
+) -> tuple[list[NDArray[np.float64]], float]:
+    """Return what Ultralytics' validator sees on the test split, cut at the edges, and the mAP50-95 that it prints.
+
+    Letterbox and decoding are its own, the ONNX file is ours; `alike` gives it images that the line has resized.
+    """
     import torch
 
     net = models.load(weights)[0].net
@@ -236,11 +268,25 @@ def by_ultralytics(weights: Path, onnx: Path, test: evaluation.TestSet) -> list[
         return found
 
     net.predict = forward
-    rows = test.dataset.rows
-    test.dataset.rows = lambda split: rows({"val": "test"}.get(split, split))  # type: ignore[method-assign]
+    dataset, shapes = test.dataset, dict(zip(test.rows.tolist(), test.truth.shapes, strict=True))
+    rows, image, boxes = dataset.rows, dataset.image, dataset.boxes
+    scale = {row: SIZE / max(shape) if alike else 1.0 for row, shape in shapes.items()}
+
+    def small(row: int) -> NDArray[Any]:
+        before = image(row)
+        height, width = preprocess.letterbox(before.shape[0], before.shape[1], SIZE, SIZE)[2:]
+        return preprocess.resize(before, height, width)
+
+    def scaled(row: int) -> NDArray[np.float64]:
+        return np.asarray(boxes(row) * np.array([scale[row]] * 4 + [1]))
+
+    dataset.rows = lambda split: rows("test") if split == "val" else rows("test")[:1]  # type: ignore[method-assign]
+    if alike:
+        dataset.image, dataset.boxes = small, scaled  # type: ignore[method-assign]
     found: dict[int, NDArray[np.float64]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        data = family._write(training.Setup(test.dataset, test.preprocess, None, None, 0), Path(folder))  # type: ignore[arg-type]
+        still = training.Augment(rotate=0, shift=0, scale=0, flip=False)
+        data = family._write(training.Setup(dataset, test.preprocess, test.task, still, 0), Path(folder))
         more = {"imgsz": SIZE, "batch": 8, "plots": False, "rect": False, "workers": 0, "mode": "val", "task": "detect"}
         validator = family._library("models.yolo.detect.val").DetectionValidator
         it = validator(args={"data": data, "project": folder, "device": "cpu", **more})
@@ -248,16 +294,17 @@ def by_ultralytics(weights: Path, onnx: Path, test: evaluation.TestSet) -> list[
 
         def note(predictions: list[Any], batch: Any) -> None:
             for place, one in enumerate(predictions):
-                image = it._prepare_batch(place, batch)
-                said = {k: v.numpy() for k, v in it.scale_preds(it._prepare_pred(one), image).items() if k != "extra"}
-                edges = np.c_[said["bboxes"][:, :2], said["bboxes"][:, 2:] - said["bboxes"][:, :2]]
-                boxes = np.c_[edges, said["cls"], said["conf"]].astype(np.float64)
-                found[int(Path(image["im_file"]).stem)] = boxes[np.argsort(-boxes[:, 5], kind="stable")]
+                about = it._prepare_batch(place, batch)
+                said = {k: v.numpy() for k, v in it.scale_preds(it._prepare_pred(one), about).items() if k != "extra"}
+                row, edges = int(Path(about["im_file"]).stem), said["bboxes"]
+                sides = np.c_[edges[:, :2], edges[:, 2:] - edges[:, :2]] / scale[row]
+                seen = np.c_[sides, said["cls"], said["conf"]].astype(np.float64)
+                found[row] = seen[np.argsort(-seen[:, 5], kind="stable")][: average_precision.MOST]
             update(predictions, batch)
 
         it.update_metrics = note
-        it(model=net)
-    return [found[int(row)][: average_precision.MOST] for row in test.rows]
+        printed = float(it(model=net)["metrics/mAP50-95(B)"])
+    return [found[int(row)] for row in test.rows], printed
 
 
 def own_formula(truth: list[NDArray[np.float64]], found: list[NDArray[np.float64]]) -> float:

@@ -15,6 +15,7 @@ UNITS = {
     "kept_teacher": ("kept of the teacher", 100, "%"),
     "kept_fp32": ("kept of the pruned FP32", 100, "%"),
     "agreement": ("agreement with FP32", 100, "%"),
+    "changed_elsewhere": ("predictions that another runtime or instruction set changes", 100, "%"),
     "int8_share": ("multiply-adds executed in INT8", 100, "%"),
     "calibration_overlap": ("calibration images in the test split", 1, ""),
     "size_bytes": ("size", 1e-6, "MB"),

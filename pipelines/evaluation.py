@@ -24,6 +24,7 @@ Outputs = list[NDArray[Any]]
 METRICS = {
     "agreement": "share of images (of detectors: of objects) of which candidate and pruned FP32 model say the same",
     "calibration_overlap": "calibration images that are, or nearly are, test images; an INT8 target allows none",
+    "changed_elsewhere": "share of predictions that another runtime or instruction set changes, at most",
     "compression": "bytes of the teacher (of a given model: of itself) in FP32 ONNX / bytes of the artifact",
     "drop_fp32": "points of the task metric lost against the pruned FP32 model",
     "drop_teacher": "points of the task metric lost against the teacher",
@@ -54,6 +55,9 @@ class Measure(Section):
     runs: int = Field(ge=20, description="Counted runs of one image.")
     batch: int = Field(ge=1, description="Images at once, for the throughput and for the task metric.")
     resamples: int = Field(ge=100, description="Bootstrap resamples of the intervals.")
+    elsewhere: int = Field(
+        ge=1, description="Test images on which other runtimes and instruction sets run the artifact too."
+    )
 
 
 @dataclass(frozen=True)

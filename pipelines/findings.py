@@ -37,6 +37,7 @@ def target(build: Path, name: str, metrics: dict[str, Any], verdict: str) -> dic
         "done": done,
         "done_flat": sorted(flat({k: v for k, v in done.items() if k not in MADE and k != "trade_offs"}).items()),
         "tables": {title: rows for key, title in MADE.items() if (rows := _table(_placed(done, key)))},
+        "elsewhere": _elsewhere(metrics.get("elsewhere") or {}),
         "bundle": sha256_file(bundle) if bundle.is_file() else None,
         "evidence": _optional(bundle.with_name("evidence.json")),
     }
@@ -60,6 +61,24 @@ def _gate(gate: dict[str, Any]) -> dict[str, str]:
         "interval": interval,
         "plot": plot,
     }
+
+
+def _elsewhere(found: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """Return what the artifact said in other places, in words."""
+    rows = []
+    for place, row in found.items():
+        if reason := row.get("not_run"):
+            rows.append({"place": place, "changed": "not run", "difference": "–", "note": reason})
+            continue
+        rows.append(
+            {
+                "place": place,
+                "changed": wording.percent(row["changed"]),
+                "difference": f"{100 * row['max_difference']:.2g} %",
+                "note": f"{row['images']} test images",
+            }
+        )
+    return rows
 
 
 def variant(name: str, m: dict[str, Any], verdict: str, metric: str) -> dict[str, Any]:

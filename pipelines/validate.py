@@ -6,7 +6,7 @@ from types import ModuleType
 
 import numpy as np
 
-from pipelines import evaluation, measure, targets
+from pipelines import elsewhere, evaluation, measure, targets
 from pipelines.calibration import Calibration
 from pipelines.files import read_json, sha256_file, size_of, write_json
 from pipelines.stage import StageError, run
@@ -41,6 +41,7 @@ def main(
         timed: dict[str, float | None] = dict.fromkeys(evaluation.TIMED)
     else:
         note, timed = made.get("chosen"), _timed(target, runtime, file, onnx, test)
+    there = elsewhere.compare(runtime, file, test, found)
     operators = runtime.operators(file, test.shape)
     size = sum(size_of(artifact / name) for name in runtime.FILES)
     evaluation.write_outputs(outputs, found)
@@ -58,6 +59,8 @@ def main(
             "int8_share": evaluation.int8_share(operators),
             "int8_operators": sum(o.precision == "int8" for o in operators),
             "operators": len(operators),
+            "changed_elsewhere": elsewhere.most_changed(there),
+            "elsewhere": there,
             "calibration_overlap": frozen.overlap() if precision == "int8" else None,
             "agreement": test.task.agreement(fp32["pruned"], found),
             "size_bytes": size,

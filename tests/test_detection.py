@@ -16,7 +16,7 @@ from tests import line
 
 pytestmark = pytest.mark.slow
 TARGETS = ["onnxruntime-int8", "openvino-fp16", "openvino-int8"]
-SHORT = {"epochs": 20, "batch": 8}
+SHORT = {"epochs": 12, "batch": 8}
 SHRUNK = {
     "threads": 2,
     "data": {"source": {"images": 100, "size": 64, "digits": 3, "largest": 32}},
@@ -24,11 +24,11 @@ SHRUNK = {
     "contract": {"per_class": {"level": "warn"}, "duplicates": "warn", "edge": {"min": 16}},
     "teacher": {"stem": 8, "widths": [16, 32], "depths": [1, 1], "neck": 24, "stride": 4},
     "student": {"stem": 8, "widths": [16, 32], "depths": [1, 1], "neck": 16, "stride": 4},
-    "train": {"epochs": 40, "batch": 8},
-    "distill": {"schedule": {"epochs": 90, "batch": 8}},
+    "train": {"epochs": 30, "batch": 8},
+    "distill": {"schedule": {"epochs": 55, "batch": 8}},
     "prune": {"ratio": 0.1, "schedule": SHORT},
     "calibrate": {"images": 16},
-    "measure": {"warmup": 2, "runs": 20, "resamples": 100},
+    "measure": {"warmup": 2, "runs": 20, "resamples": 100, "elsewhere": 16},
     "export": {"golden": 4},
 }
 
@@ -36,7 +36,7 @@ SHRUNK = {
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     root = line.copy(tmp_path_factory.mktemp("detection"), SHRUNK, example="detection")
-    line.run(root, "dvc", "repro")
+    line.build_here(root)
     return root
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,8 +11,6 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
-from dvc.repo import Repo
-from networkx import topological_sort
 
 from pipelines import params, runtimes
 from pipelines.data import Dataset
@@ -67,14 +64,7 @@ def root(tmp_path_factory) -> Path:
     found = params.read(root / "params.yaml")
     found["data"] |= {"source": {"format": "folder", "path": "fields"}, "channels": BANDS, "bits": 16}
     (root / "params.yaml").write_text(yaml.safe_dump(found, sort_keys=False))
-    with pytest.MonkeyPatch.context() as patch, Repo(str(root)) as repo:
-        patch.chdir(root)
-        for stage in reversed(list(topological_sort(repo.index.graph))):  # in one process: half of the time
-            python, _, module, *words = stage.cmd.split()
-            assert python == "python"
-            if module != "registry.register":
-                patch.setattr(sys, "argv", [module, *words])
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
+    line.build_here(root)
     return root
 
 

@@ -17,6 +17,8 @@ Each module has:
   every convolution and matrix product, its multiply-adds, and the precision of the kernel that ran it;
 - `load(artifact, threads)`: returns a function from a batch, float32 N x C x H x W, to a list of output arrays. It
   needs numpy and the runtime alone and imports inside itself, so that its source can travel to a device.
+
+It may have `ELSEWHERE`, other places that take its artifacts as they are; `validate` compares their answers.
 """
 
 import ast
@@ -39,6 +41,24 @@ class Operator:
     kind: str
     precision: str
     multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another place that takes an artifact: the function of a runtime that loads it there, and its environment."""
+
+    name: str
+    runtime: str
+    environment: tuple[tuple[str, str], ...] = ()
+    load: str = "load"
+
+
+# OpenVINO reads ONNX too, and is the one whose instruction set can be capped, by that of its library oneDNN.
+OPENVINO = (
+    Elsewhere("OpenVINO", "openvino"),
+    Elsewhere("OpenVINO, AVX-512 without VNNI", "openvino", (("ONEDNN_MAX_CPU_ISA", "AVX512_CORE"),)),
+    Elsewhere("OpenVINO, AVX2", "openvino", (("ONEDNN_MAX_CPU_ISA", "AVX2"),)),
+)
 
 
 def names() -> list[str]:

@@ -14,11 +14,12 @@ from pydantic import Field
 from pipelines import tflite
 from pipelines.calibration import Calibration
 from pipelines.params import Section
-from pipelines.runtimes import Operator
+from pipelines.runtimes import Elsewhere, Operator
 
 PACKAGES = ("ai_edge_litert", "ai_edge_quantizer")
 TOOLS = (tflite.python(),)
 INSTEAD = None
+ELSEWHERE = (Elsewhere("LiteRT without XNNPACK", "litert", load="load_plain"),)
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.tflite",)
 KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV")
@@ -102,6 +103,21 @@ def load(artifact: Path, threads: int) -> Callable[[NDArray[np.float32]], list[N
         return [interpreter.get_tensor(index) for index in exits]
 
     return lambda batch: [numpy.concatenate(parts) for parts in zip(*map(one, batch), strict=True)]
+
+
+def load_plain(artifact: Path, threads: int) -> Callable[[NDArray[np.float32]], list[NDArray[Any]]]:
+    """Open an interpreter without XNNPACK, with the kernels that devices without it run; threads are its own."""
+    interpreter = _interpreter(artifact)
+    interpreter.allocate_tensors()
+    entry = interpreter.get_input_details()[0]["index"]
+    exits = [output["index"] for output in interpreter.get_output_details()]
+
+    def one(image: NDArray[np.float32]) -> list[NDArray[Any]]:
+        interpreter.set_tensor(entry, np.ascontiguousarray(image.transpose(1, 2, 0))[None])
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in exits]
+
+    return lambda batch: [np.concatenate(parts) for parts in zip(*map(one, batch), strict=True)]
 
 
 def operators(artifact: Path, shape: list[int]) -> list[Operator]:

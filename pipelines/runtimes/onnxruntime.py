@@ -14,11 +14,12 @@ from pydantic import Field
 from pipelines import qdq
 from pipelines.calibration import Calibration
 from pipelines.params import Section
-from pipelines.runtimes import Operator
+from pipelines.runtimes import OPENVINO, Operator
 
 PACKAGES = ("onnxruntime",)
 TOOLS: tuple[Path, ...] = ()
 INSTEAD = None
+ELSEWHERE = OPENVINO
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.onnx",)
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip")  # without the last two, fusion with them is lost

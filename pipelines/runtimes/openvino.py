@@ -12,11 +12,12 @@ from pydantic import Field
 
 from pipelines.calibration import Calibration
 from pipelines.params import Section
-from pipelines.runtimes import Operator
+from pipelines.runtimes import OPENVINO, Operator
 
 PACKAGES = ("openvino", "nncf")
 TOOLS: tuple[Path, ...] = ()
 INSTEAD = None
+ELSEWHERE = OPENVINO[1:]
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.xml", "model.bin")
 # These pass INT8 on as it is: NNCF puts no FakeQuantize behind them.

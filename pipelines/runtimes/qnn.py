@@ -16,11 +16,12 @@ from pydantic import Field
 from pipelines import qdq
 from pipelines.calibration import Calibration
 from pipelines.params import Section
-from pipelines.runtimes import Operator
+from pipelines.runtimes import OPENVINO, Elsewhere, Operator
 
 PACKAGES = ("onnxruntime", "onnxruntime_qnn")
 TOOLS: tuple[Path, ...] = ()
 INSTEAD = "Qualcomm's HTP library on this machine's processor"
+ELSEWHERE = (Elsewhere("ONNX Runtime", "onnxruntime"), *OPENVINO)
 PRECISIONS = ("int8",)
 FILES = ("model.onnx",)
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from pipelines import qdq
 from pipelines.calibration import Calibration
 from pipelines.params import Section
-from pipelines.runtimes import Operator
+from pipelines.runtimes import OPENVINO, Operator
 from pipelines.stage import StageError
 
 PACKAGES = ("onnxruntime",)
 TOOLS: tuple[Path, ...] = ()
 INSTEAD = "ONNX Runtime"
+ELSEWHERE = OPENVINO
 PRECISIONS = ("fp32", "fp16", "int8")
 FILES = ("model.onnx", "build-engine.sh")
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")

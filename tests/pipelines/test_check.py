@@ -30,6 +30,13 @@ def test_the_committed_schema_is_that_of_the_sections():
     assert (ROOT / "params.schema.json").read_text() == text, "run `make schema`"
 
 
+@pytest.mark.parametrize("file", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("examples/*/params.yaml")))
+def test_the_examples_hold(file):
+    if file == "examples/yolo/params.yaml":
+        pytest.importorskip("ultralytics", reason="pip install -e '.[yolo]'")
+    assert check.check(ROOT / file) == []
+
+
 def test_the_schema_takes_the_file_and_refuses_a_typo():
     from jsonschema import ValidationError, validate
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines import calibrate, convert, evaluation, prepare, quantize, runtimes
+from pipelines import calibrate, evaluation, fp32, prepare, quantize, runtimes
 from pipelines.data import Dataset, Input
 from pipelines.files import write_json
 from pipelines.judge import always, judge
@@ -87,7 +87,7 @@ def project(tmp_path_factory):
         size = Input(height=64, width=64, resize="letterbox", mean=[0.0] * 3, std=[1.0] * 3)
         write_json(root / "onnx/preprocess.json", Dataset(root / "data").preprocess(size).to_dict())
         write_json(root / "onnx/model.json", {"task": "detection", "classes": ["green", "red"], "channels": 3})
-        convert.export(joined(), (3, 64, 64), root / "onnx/pruned.onnx")
+        fp32.export(joined(), (3, 64, 64), root / "onnx/pruned.onnx")
         calibrate.main(root / "data", root / "onnx", root / "calibration")
     return root
 

@@ -129,7 +129,7 @@ def test_slices_are_classes_and_sizes_and_a_dead_class_is_seen():
     assert detection.agreement(right, right) == 1 and detection.agreement(right, dead) == pytest.approx(4 / 5)
 
     dataset = SimpleNamespace(classes=list("abc"), column=lambda name: np.linspace(0, 1, 12))
-    measure = evaluation.Measure(threads=1, warmup=1, runs=20, batch=1, resamples=100)
+    measure = evaluation.Measure(threads=1, warmup=1, runs=20, batch=1, resamples=100, elsewhere=1)
     test = evaluation.TestSet(dataset, np.arange(12), SQUARE, detection, many, measure, 0)
     assert test.drop("fp32", right, dead)["drop_fp32"] == pytest.approx(100 / 3)
     worst = test.worst_slice(right, dead)

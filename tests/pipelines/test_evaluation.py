@@ -13,7 +13,7 @@ from pipelines.targets import Bound, Target
 from pipelines.tasks import classification
 
 CLASSES, EACH = 20, 60
-MEASURE = evaluation.Measure(threads=1, warmup=1, runs=20, batch=1, resamples=200)
+MEASURE = evaluation.Measure(threads=1, warmup=1, runs=20, batch=1, resamples=200, elsewhere=1)
 
 
 @pytest.fixture
