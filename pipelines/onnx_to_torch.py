@@ -1,5 +1,6 @@
 """Turns FP32 ONNX into a flat torch graph of one image, for the converters that start from torch."""
 
+import logging
 import operator
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ def read(source: Path) -> tuple[Any, Any, list[str]]:
     The graph holds operators of torch alone, with the node of ONNX from which each comes as `meta["onnx"]`. Raises
     StageError for an operator that onnx2torch does not know.
     """
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # it finds fault with torchao's import
     import onnx2torch
     import torch
     from torch.fx.experimental import proxy_tensor
