@@ -104,8 +104,8 @@ class Bench:
         file = artifact / self.runtime.FILES[0]
         outputs = self.outputs(artifact)
         pair = {"candidate": file, "twin": self.fp32 / self.runtime.FILES[0]}
-        options = self.split.measure.model_dump()
-        times = measure.interleaved(self.name, pair, self.split.shape, options, self.device)["times_ms"]
+        settings = self.split.measure.model_dump()
+        times = measure.interleaved(self.name, pair, self.split.shape, settings, self.device)["times_ms"]
         p50 = float(np.median(times["candidate"]))
         return Tried(
             precision=precision,
