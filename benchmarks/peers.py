@@ -108,7 +108,7 @@ def ai_edge(source: Path, frozen: Calibration, out: Path) -> None:
 
 def by_olive(python: Path, source: Path, frozen: Calibration, out: Path) -> None:
     """Olive's pass `OnnxStaticQuantization`. Raises RuntimeError with its last line when it fails."""
-    folder = out / "olive"
+    folder = (out / "olive").resolve()
     folder.mkdir()
     (folder / "olive_run.py").write_text(OLIVE, encoding="utf-8")
     (folder / "olive_images.py").write_text(IMAGES, encoding="utf-8")
@@ -116,7 +116,7 @@ def by_olive(python: Path, source: Path, frozen: Calibration, out: Path) -> None
     words = [source, folder / "images.npy", folder / "out", folder / "olive_images.py"]
     quiet = {"CI": "true", "OLIVE_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     done = subprocess.run(
-        [python, folder / "olive_run.py", *(word.resolve() for word in words)],
+        [python.absolute(), folder / "olive_run.py", *(word.resolve() for word in words)],
         cwd=folder, env={**os.environ, **quiet}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     made = sorted((folder / "out").glob("**/*.onnx"))

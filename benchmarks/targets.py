@@ -71,7 +71,7 @@ def main() -> None:
     cells: dict[str, Any] = read_json(work / "cells.json") if (work / "cells.json").is_file() else {}
     if options.cell:
         name, runtime = options.cell
-        cells[f"{name} {runtime}"] = cell(work, name, runtime, options.runs, options.olive)
+        cells[f"{name} {runtime}"] = cell(work, name, runtime, options.runs, options.olive and options.olive.absolute())
         write_json(work / "cells.json", cells)
     else:
         wanted = [(m, r) for m in options.models for r in options.runtimes]
@@ -90,7 +90,7 @@ def main() -> None:
 def apart(work: Path, name: str, runtime: str, options: argparse.Namespace) -> None:
     """Measure a cell in a process of its own; where it fails, write why in its place."""
     words = ["--cell", name, runtime, "--work", str(work), "--runs", str(options.runs)]
-    words += ["--olive", str(options.olive)] if options.olive else []
+    words += ["--olive", str(options.olive.absolute())] if options.olive else []
     print(f"{name} on {runtime}", flush=True)
     try:
         command = [sys.executable, "-m", "benchmarks.targets", *words]
