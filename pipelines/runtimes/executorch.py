@@ -126,7 +126,12 @@ def _quantized(
     config = dataclasses.replace(config, input_activation=spec, output_activation=spec)
     quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config)
     # Batch normalization is in the convolutions already; to look for it takes longer than all the rest.
-    quantizer.SUPPORTED_PATTERNS = [p for p in quantizer.SUPPORTED_PATTERNS if "_bn" not in p.name]
+    patterns = [p for p in quantizer.SUPPORTED_PATTERNS if "_bn" not in p.name]
+    # Its annotator of concatenations asks no filter: where one is kept in float, all are.
+    joins = [node for node in graph.graph.nodes if node.target is torch.ops.aten.cat.default]
+    if any(node.meta.get("onnx") in keep for node in joins):
+        patterns = [p for p in patterns if p.name != "cat"]
+    quantizer.SUPPORTED_PATTERNS = patterns
     quantizer.set_filter_function(lambda node: node.meta.get("onnx") not in keep)
     prepared = quantize_pt2e.prepare_pt2e(graph, quantizer)
     names = [
