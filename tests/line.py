@@ -26,6 +26,16 @@ SHRUNK = {
     "calibrate": {"images": 32},
     "measure": {"warmup": 2, "runs": 20, "resamples": 100, "elsewhere": 16},
 }
+# What is measured, and what holds a measurement, differs from build to build; all else must not.
+MEASURED = (
+    "build/baseline",
+    "build/metrics/",
+    "build/took/",
+    "build/verdicts/",
+    "build/bundles/",
+    "build/report",
+    "build/register.json",
+)
 
 
 def merge(value: dict, changes: dict) -> dict:
@@ -96,3 +106,10 @@ def executed(done: subprocess.CompletedProcess[str] | str) -> list[str]:
     """Return the stages that a `dvc repro` ran, by what it said."""
     said = done if isinstance(done, str) else done.stdout
     return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage '")]
+
+
+def outputs(root) -> dict[str, str]:
+    """Return path -> hash of what dvc.lock holds and is no measurement."""
+    lock = yaml.safe_load((root / "dvc.lock").read_text())
+    outs = {o["path"]: o["md5"] for stage in lock["stages"].values() for o in stage["outs"]}
+    return {path: md5 for path, md5 in outs.items() if not path.startswith(MEASURED)}

@@ -4,22 +4,11 @@ import json
 import socket
 
 import pytest
-import yaml
 
 from tests import line
 
 pytestmark = pytest.mark.slow
 TARGETS = ["openvino-fp16", "openvino-int8", "onnxruntime-int8"]
-# What is measured, and what holds a measurement, differs from build to build; all else must not.
-MEASURED = (
-    "build/baseline",
-    "build/metrics/",
-    "build/took/",
-    "build/verdicts/",
-    "build/bundles/",
-    "build/report",
-    "build/register.json",
-)
 
 
 @pytest.fixture
@@ -29,13 +18,6 @@ def project(built_line):
     line.run(root, "git", "checkout", "--", "params.yaml")
     line.run(root, "dvc", "repro")
     return root
-
-
-def outputs(root) -> dict[str, str]:
-    """Return path -> hash of what dvc.lock holds and is no measurement."""
-    lock = yaml.safe_load((root / "dvc.lock").read_text())
-    outs = {o["path"]: o["md5"] for stage in lock["stages"].values() for o in stage["outs"]}
-    return {path: md5 for path, md5 in outs.items() if not path.startswith(MEASURED)}
 
 
 def after(*heads: str, targets=TARGETS) -> set[str]:
@@ -68,8 +50,8 @@ def test_a_second_run_does_nothing(project):
 def test_another_clean_clone_gives_the_same_bytes(project, tmp_path):
     other = line.copy(tmp_path)
     line.run(other, "dvc", "repro")
-    assert outputs(other) == outputs(project)
-    assert len(outputs(project)) > 10
+    assert line.outputs(other) == line.outputs(project)
+    assert len(line.outputs(project)) > 10
 
 
 def test_a_gate_is_judged_anew_without_measuring_and_mlflow_may_be_down(project):

@@ -391,6 +391,9 @@ def _library(name: str) -> Any:
     """Import a module of Ultralytics, its telemetry off. Raises StageError when it, or torchvision, does not load."""
     import importlib
 
+    from PIL import Image
+
+    read = Image.open
     os.environ |= {key: os.environ.get(key, value) for key, value in QUIET.items()}
     try:
         utils = importlib.import_module("ultralytics.utils")
@@ -400,6 +403,8 @@ def _library(name: str) -> Any:
             f"params.yaml: family ultralytics: {_line(error)}; it needs the extra: pip install 'quantmill[yolo]', and "
             "the torchvision built for this torch"
         ) from None
+    finally:
+        Image.open = read  # Ultralytics puts its own there, which installs a decoder for each file that is no image
     if any(utils.SETTINGS[logger] for logger in LOGGERS):
         utils.SETTINGS.update(dict.fromkeys(LOGGERS, False))
     return found

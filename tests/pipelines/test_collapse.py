@@ -26,7 +26,7 @@ PARAMS = {
         "max_rejected": 0.0,
     },
     "calibrate": {"images": 16, "bins": 256, "percentile": 99.9},
-    "measure": {"threads": 1, "warmup": 1, "runs": 20, "batch": 8, "resamples": 100},
+    "measure": {"threads": 1, "warmup": 1, "runs": 20, "batch": 8, "resamples": 100, "elsewhere": 16},
 }
 RUNTIMES = ["onnxruntime", "openvino"]
 

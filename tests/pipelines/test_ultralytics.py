@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines import distillation, fp32, models, prepare, training
+from pipelines import distillation, fp32, images, models, prepare, training
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_file
 from pipelines.models import ultralytics
@@ -47,10 +47,9 @@ def declared(model, weights=None):
 
 def original(model):
     """Return a network as Ultralytics builds it, its batch norms as if it were trained."""
-    from ultralytics.nn.tasks import ClassificationModel, DetectionModel
-
+    tasks = ultralytics._library("nn.tasks")
     torch.manual_seed(0)
-    net = (ClassificationModel if "cls" in model else DetectionModel)(model, ch=3, nc=4, verbose=False)
+    net = (tasks.ClassificationModel if "cls" in model else tasks.DetectionModel)(model, ch=3, nc=4, verbose=False)
     for layer in net.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_()
@@ -168,6 +167,12 @@ def test_no_telemetry_and_no_logger_is_left_on():
     from ultralytics.utils.events import events
 
     assert not events.enabled and not any(SETTINGS[name] for name in ultralytics.LOGGERS)
+
+
+def test_a_broken_image_is_still_refused_and_nothing_is_installed_for_it():
+    models.build(declared("yolo26n-cls.yaml"), 3, 4)
+    with pytest.raises(images.ImageError, match="not an image in a known format"):
+        images.decode_image(b"just text, named .jpg")
 
 
 @pytest.mark.slow
