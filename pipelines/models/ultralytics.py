@@ -393,7 +393,6 @@ def _library(name: str) -> Any:
 
     from PIL import Image
 
-    read = Image.open
     os.environ |= {key: os.environ.get(key, value) for key, value in QUIET.items()}
     try:
         utils = importlib.import_module("ultralytics.utils")
@@ -403,8 +402,8 @@ def _library(name: str) -> Any:
             f"params.yaml: family ultralytics: {_line(error)}; it needs the extra: pip install 'quantmill[yolo]', and "
             "the torchvision built for this torch"
         ) from None
-    finally:
-        Image.open = read  # Ultralytics puts its own there, which installs a decoder for each file that is no image
+    # Ultralytics puts a function of its own there, which installs a decoder when a file is no image.
+    Image.open = getattr(importlib.import_module("ultralytics.utils.patches"), "_image_open", Image.open)
     if any(utils.SETTINGS[logger] for logger in LOGGERS):
         utils.SETTINGS.update(dict.fromkeys(LOGGERS, False))
     return found
