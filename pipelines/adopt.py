@@ -1,11 +1,13 @@
 """Takes a finished FP32 ONNX file into the line, in the place of the converted models."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines.data import Dataset, Input
+from pipelines.ends import Ends, before, classifier, detector
 from pipelines.files import write_file, write_json
 from pipelines.models.onnx import INPUT, OPSET, OUTPUT, Options
 from pipelines.params import parse, section, value
@@ -13,14 +15,16 @@ from pipelines.stage import StageError, run
 
 LEAST_OPSET = 13  # per-channel QuantizeLinear; older files are brought to OPSET
 TOLERANCE = 1e-3  # of the largest output, between an image alone and in a batch
-TINY = 1e-12
+LEAST_SCORE = 0.001  # of an object that counts
 
 
 def main(model: Path, data: Path, out: Path) -> None:
     """Write `out`: `pruned.onnx`, from which targets are made, `preprocess.json` and `model.json`.
 
     The file becomes what `convert` writes: input `images`, float32 N x C x H x W, and output `outputs`, logits
-    N x classes in the order of the data's classes; N is dynamic. Raises StageError when it cannot.
+    N x classes in the order of the data's classes; N is dynamic. A detector gives `scores`, logits N x classes x A for
+    A candidates, and `boxes`, N x 4 x A: left, top, right and bottom as shares of the input's edges. Raises StageError
+    when it cannot.
     """
     declared = dict(value("student"))
     declared.pop("family", None)
@@ -34,9 +38,12 @@ def main(model: Path, data: Path, out: Path) -> None:
     proto = adopted(read(model), options, dataset.classes, shape, model.name)
     with write_file(out / "pruned.onnx") as part:
         part.write_bytes(proto.SerializeToString(deterministic=True))
-        check(part, shape, len(dataset.classes), model.name)
+        check(part, shape, len(dataset.classes), model.name, detects=options.boxes is not None)
     write_json(out / "preprocess.json", preprocess.to_dict())
-    write_json(out / "model.json", {"task": value("task"), "classes": dataset.classes, "channels": shape[0]})
+    found = {"task": value("task"), "classes": dataset.classes, "channels": shape[0]}
+    if options.boxes:
+        found["postprocess"] = {"least": LEAST_SCORE, "overlap": options.boxes.overlap}
+    write_json(out / "model.json", found)
 
 
 def read(path: Path) -> Any:
@@ -94,19 +101,28 @@ def adopted(proto: Any, options: Options, classes: list[str], shape: tuple[int, 
             "set input, student.layout or data.channels in params.yaml to it"
         )
     chosen = _output(graph, options, name)
-    _rename(graph)
-    chosen = f"given/{chosen}"
-    before, after, constants = _ends(graph, options, given.name, chosen, classes)
-    kept = _needed(list(graph.node), after[0].input[0])
-    nodes = [*before, *kept, *after]
-    weights = {n for node in nodes for n in node.input}
-    initializers = [t for t in graph.initializer if t.name in weights] + constants
+    ends, edges = Ends(), (shape[1], shape[2])
+    if options.boxes:
+        tensors = chosen, _known(graph, options.boxes.output or chosen, "student.boxes.output", name)
+        _selected(graph, tensors, name)
+        shapes = _shapes(proto, given.name, wanted, tensors, name)
+        _rename(graph)
+        named = f"given/{tensors[0]}", f"given/{tensors[1]}"
+        before(ends, options, given.name)
+        detector(ends, graph, options, named, {f"given/{k}": v for k, v in shapes.items()}, edges, classes, name)
+    else:
+        _rename(graph)
+        before(ends, options, given.name)
+        classifier(ends, graph, options, f"given/{chosen}", classes)
+    outputs = ends.outputs
+    kept = _needed([*ends.first, *graph.node, *ends.last], [*outputs])
+    weights = {n for node in kept for n in node.input}
     made = helper.make_graph(
-        nodes,
+        kept,
         "model",
         [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", *shape])],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", len(classes)])],
-        initializers,
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", *dims]) for n, dims in outputs.items()],
+        [t for t in (*graph.initializer, *ends.constants) if t.name in weights],
     )
     for node in made.node:
         node.doc_string = ""
@@ -128,42 +144,51 @@ def _output(graph: Any, options: Options, name: str) -> str:
     names = [o.name for o in graph.output]
     if options.output is None and len(names) > 1:
         raise StageError(f"params.yaml: student.output: {name} has {', '.join(names)}; name one")
-    if options.output is not None and options.output not in names:
-        raise StageError(f"params.yaml: student.output: {name} has no {options.output!r}; have: {', '.join(names)}")
-    return str(options.output or names[0])
+    return _known(graph, options.output or names[0], "student.output", name)
 
 
-def _ends(
-    graph: Any, options: Options, given: str, chosen: str, classes: list[str]
-) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return the nodes before the model, those after it, and their constants."""
-    from onnx import numpy_helper
+def _known(graph: Any, tensor: str, key: str, name: str) -> str:
+    """Return a tensor's name. Raises StageError when no operator makes it."""
+    if not any(tensor in node.output for node in graph.node):
+        names = ", ".join(o.name for o in graph.output)
+        raise StageError(f"params.yaml: {key}: {name} has no {tensor!r}; its outputs: {names}")
+    return tensor
 
-    constants = []
 
-    def constant(name: str, value: Any) -> str:
-        constants.append(numpy_helper.from_array(value, f"quantmill/{name}"))
-        return f"quantmill/{name}"
+def _selected(graph: Any, tensors: tuple[str, str], name: str) -> None:
+    """Raise StageError when tensors are of objects that the model has chosen, not of candidates."""
+    makers = {output: node for node in graph.node for output in node.output}
+    ends = [makers[t] for t in tensors]
+    classes = [makers[i].op_type for end in ends if end.op_type == "Concat" for i in end.input if i in makers]
+    chosen = {n.op_type for n in _needed(list(graph.node), [*tensors])} & {"NonMaxSuppression"}
+    if chosen or "Cast" in classes:
+        raise StageError(
+            f"{name}: {tensors[0]} is of objects that the model itself has chosen; name tensors before that as "
+            "student.output and student.boxes.output, or export it without NMS and not end to end"
+        )
 
-    steps: list[tuple[str, list[str], dict[str, Any]]] = []
-    if options.order == "bgr":
-        steps.append(("Gather", [constant("bgr", np.array([2, 1, 0]))], {"axis": 1}))
-    if options.layout == "nhwc":
-        steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}))
-    before = _chain(steps or [("Identity", [], {})], INPUT, given, "in")
-    steps = []
-    last = next((n for n in graph.node if chosen in n.output), None)
-    if options.scores == "probabilities":
-        if last is not None and last.op_type == "Softmax":
-            chosen = last.input[0]
-        else:
-            steps += [("Max", [constant("tiny", np.array(TINY, np.float32))], {}), ("Log", [], {})]
-    if options.classes is not None:
-        if lost := sorted(set(classes) - set(options.classes)):
-            raise StageError(f"params.yaml: student.classes: lacks {', '.join(lost[:5])}, of the data")
-        places = np.array([options.classes.index(c) for c in classes])
-        steps.append(("Gather", [constant("classes", places)], {"axis": 1}))
-    return before, _chain(steps or [("Identity", [], {})], chosen, OUTPUT, "out"), constants
+
+def _shapes(proto: Any, given: str, size: tuple[int, ...], tensors: tuple[str, str], name: str) -> dict[str, list[int]]:
+    """Return the shapes of tensors, and of what is joined to make them, for one image. Raises StageError."""
+    import onnx
+    import onnxruntime
+
+    wanted = {
+        *tensors,
+        *(i for n in proto.graph.node if n.op_type == "Concat" and {*tensors} & {*n.output} for i in n.input),
+    }
+    wanted &= {output for node in proto.graph.node for output in node.output}
+    probed = onnx.ModelProto()
+    probed.CopyFrom(proto)
+    has = {o.name for o in probed.graph.output}
+    probed.graph.output.extend(onnx.ValueInfoProto(name=t) for t in sorted(wanted - has))
+    names = sorted(wanted)
+    try:
+        session = onnxruntime.InferenceSession(probed.SerializeToString(), providers=["CPUExecutionProvider"])
+        found = session.run(names, {given: np.zeros((1, *size), np.float32)})
+    except Exception as error:  # ONNX Runtime's own kinds
+        raise StageError(f"{name}: ONNX Runtime does not run it: {' '.join(str(error).split())[:200]}") from None
+    return {n: list(array.shape) for n, array in zip(names, found, strict=True)}
 
 
 def _rename(graph: Any) -> None:
@@ -179,19 +204,9 @@ def _rename(graph: Any) -> None:
                 _rename(within)
 
 
-def _chain(steps: list[tuple[str, list[str], dict[str, Any]]], start: str, end: str, name: str) -> list[Any]:
-    from onnx import helper
-
-    between = [start, *(f"quantmill/{name}{n}" for n in range(len(steps) - 1)), end]
-    return [
-        helper.make_node(kind, [between[n], *rest], [between[n + 1]], name=f"quantmill/{name}{n}_{kind}", **attributes)
-        for n, (kind, rest, attributes) in enumerate(steps)
-    ]
-
-
-def _needed(nodes: list[Any], output: str) -> list[Any]:
-    """Return the nodes on which an output depends, in their order."""
-    wanted, kept = {output}, []
+def _needed(nodes: list[Any], outputs: list[str]) -> list[Any]:
+    """Return the nodes on which outputs depend, in their order."""
+    wanted, kept = set(outputs), []
     for node in reversed(nodes):
         if wanted & set(node.output):
             kept.append(node)
@@ -199,36 +214,54 @@ def _needed(nodes: list[Any], output: str) -> list[Any]:
     return kept[::-1]
 
 
-def facts(path: Path, channels: int) -> tuple[str, tuple[int, int] | None, bool]:
-    """Return a file's layout, the height and width of its input where they are fixed, and whether it ends in softmax.
+@dataclass(frozen=True)
+class Facts:
+    """What an ONNX file says of itself."""
 
-    Raises StageError as `read` does.
-    """
+    layout: str
+    size: tuple[int, int] | None  # height and width of its input, where they are fixed
+    softmax: bool  # whether it ends in one
+    outputs: dict[str, list[int]]  # their axes, 0 where they are free
+    sigmoid: bool  # whether one is before the end
+
+
+def facts(path: Path, channels: int) -> Facts:
+    """Return what a file says of itself. Raises StageError as `read` does."""
     graph = read(path).graph
     dims = [d.dim_value for d in _input(graph, path.name).type.tensor_type.shape.dim]
     layout = "nhwc" if len(dims) == 4 and dims[3] == channels != dims[1] else "nchw"
     sides = dims[1:3] if layout == "nhwc" else dims[2:4]
     ends = {o.name for o in graph.output}
-    softmax = any(n.op_type == "Softmax" and ends & set(n.output) for n in graph.node)
-    return layout, (sides[0], sides[1]) if len(sides) == 2 and all(sides) else None, softmax
+    last = [n for n in graph.node if ends & set(n.output)]
+    joined = {i for n in last if n.op_type == "Concat" for i in n.input}
+    return Facts(
+        layout,
+        (sides[0], sides[1]) if len(sides) == 2 and all(sides) else None,
+        any(n.op_type == "Softmax" for n in last),
+        {o.name: [d.dim_value for d in o.type.tensor_type.shape.dim] for o in graph.output},
+        any(n.op_type == "Sigmoid" and (ends | joined) & set(n.output) for n in graph.node),
+    )
 
 
-def check(path: Path, shape: tuple[int, ...], classes: int, name: str) -> None:
-    """Raise StageError unless ONNX Runtime gives N x classes, the same for an image alone and in a batch."""
+def check(path: Path, shape: tuple[int, ...], classes: int, name: str, detects: bool = False) -> None:
+    """Raise StageError unless ONNX Runtime gives what `main` says, the same for an image alone and in a batch."""
     import onnxruntime
 
     images = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+    names = ["scores", "boxes"] if detects else [OUTPUT]
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        alone = np.concatenate([session.run([OUTPUT], {INPUT: images[n : n + 1]})[0] for n in range(3)])
+        several = [session.run(names, {INPUT: images[n : n + 1]}) for n in range(3)]
+        alone = [np.concatenate(parts) for parts in zip(*several, strict=True)]
     except Exception as error:  # ONNX Runtime's own kinds
         raise StageError(f"{name}: ONNX Runtime does not run it: {' '.join(str(error).split())[:200]}") from None
-    if alone.shape != (3, classes):
-        given = " x ".join(map(str, ["N", *alone.shape[1:]]))
+    right = [(3, classes, *alone[-1].shape[2:]), (3, 4, *alone[0].shape[2:])] if detects else [(3, classes)]
+    if [a.shape for a in alone] != right:
+        given = ", ".join(" x ".join(map(str, ["N", *a.shape[1:]])) for a in alone)
         raise StageError(f"{name}: gives {given}, the data have {classes} classes; see student.classes, student.output")
     try:
-        found = session.run([OUTPUT], {INPUT: images})[0]
-        difference = float(np.abs(found - alone).max() / np.abs(alone).max())
+        found = session.run(names, {INPUT: images})
+        difference = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, alone, strict=True))
     except Exception:  # ONNX Runtime's own kinds
         difference = np.inf
     if not difference <= TOLERANCE:

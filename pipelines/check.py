@@ -135,6 +135,9 @@ def _training(found: Params) -> None:
         raise StageError(
             f"params.yaml: student.family: {GIVEN} is a finished model, so nothing uses {keys}; take it out"
         )
+    if given and (found.student.get("boxes") is not None) != (found.task == "detection"):
+        wanted = "missing; say where and what its boxes are" if found.task == "detection" else "gives none; take it out"
+        raise StageError(f"params.yaml: student.boxes: a model for {found.task}: {wanted}")
     if not given and not all(there.values()):
         lacking = [
             f"params.yaml: {key}: missing; add it (see params.schema.json)" for key in TRAINING if not there[key]

@@ -35,6 +35,7 @@ NOTES = {
     "measure": "How models are measured.",
     "export": "What a bundle carries besides the model. `about` says what papers need (see the schema).",
 }
+OVERLAP = 0.7  # IoU of boxes of one object, for detectors that give several
 COMMON = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # of ImageNet, for models of colour images
 GIVEN = "The model, and what it takes and gives: no file says what it was trained with. See docs/how-to/my-model.md."
 
@@ -58,7 +59,7 @@ def make(folder: Path, data: Path, project: str | None, size: int | None, model:
     name = project or _name(folder)
     side = size or _side(found)
     version = identity()
-    given, fixed = _model(model, _path(folder, model), found.channels) if model else (None, None)
+    given, fixed = _model(model, _path(folder, model), found) if model else (None, None)
     height, width = fixed or (side, side)
     parameters, targets = _params(found, name, (height, width), version, given)
     files = {
@@ -112,6 +113,7 @@ def describe(folder: Path, made: dict[str, Any]) -> str:
     if made["given"]:
         lines.append(
             "the model is given: set input.mean and std, student.order, scores and classes to what it was trained with"
+            + (", and student.boxes to what it gives" if "boxes" in made["given"] else "")
         )
     return "\n".join([*lines, f"next: cd {folder} && quantmill check && dvc repro"])
 
@@ -156,23 +158,31 @@ def _sources(plot: dict[str, Any]) -> list[str]:
     return [file for body in plot.values() for file in body["y"]]
 
 
-def _model(path: Path, name: str, channels: int) -> tuple[dict[str, Any], tuple[int, int] | None]:
+def _model(path: Path, name: str, found: Survey) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """Return the entry `student` for an ONNX file, and the height and width of its input where they are fixed.
 
-    What no file says, the order of the channels and classes, is as it mostly is.
+    What no file says, the order of the channels and classes and what boxes are, is as it mostly is.
     """
     from pipelines.adopt import facts
 
-    layout, size, softmax = facts(path, channels)
-    return {
+    known = facts(path, found.channels)
+    made: dict[str, Any] = {
         "family": "onnx",
         "path": name,
-        "layout": layout,
+        "layout": known.layout,
         "order": "rgb",
         "output": None,
-        "scores": "probabilities" if softmax else "logits",
+        "scores": "probabilities" if known.softmax or known.sigmoid else "logits",
         "classes": None,
-    }, size
+    }
+    if found.task == "detection":
+        apart = next((n for n, dims in known.outputs.items() if len(dims) == 3 and 4 in dims[1:]), None)
+        if apart and len(known.outputs) > 1:  # as DETR and its kin give them
+            made["output"] = next(n for n in known.outputs if n != apart)
+            made["boxes"] = {"output": apart, "corners": "cxcywh", "unit": "shares", "overlap": None}
+        else:  # as YOLO and its kin
+            made["boxes"] = {"output": None, "corners": "cxcywh", "unit": "pixels", "overlap": OVERLAP}
+    return made, known.size
 
 
 def _params(
@@ -204,7 +214,9 @@ def _params(
         everything["student"].clear()
         everything["student"].update(model)
         everything["input"].update(
-            COMMON if found.channels == 3 else {"mean": [0.0] * found.channels, "std": [1.0] * found.channels}
+            COMMON
+            if found.channels == 3 and "boxes" not in model
+            else {"mean": [0.0] * found.channels, "std": [1.0] * found.channels}
         )
         notes["student"] = GIVEN
         everything["flow"]["timeouts"].clear()

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipelines import adopt
 from pipelines.models.onnx import Options
 from pipelines.stage import StageError
+from pipelines.tasks.detection import decode
 
 SHAPE, CLASSES = (3, 8, 6), ["ant", "bee", "cow"]
 PLAIN = {
@@ -75,12 +76,14 @@ def test_channels_last_and_blue_first(tmp_path):
     file = exported(tmp_path / "m.onnx", Net(last=True), shape=(8, 6, 3))
     found = taken(file, tmp_path, layout="nhwc", order="bgr")
     assert np.allclose(found(IMAGES), wanted(Net(), IMAGES[:, ::-1]), atol=1e-6)
-    assert adopt.facts(file, 3) == ("nhwc", (8, 6), False)
+    found = adopt.facts(file, 3)
+    assert (found.layout, found.size, found.softmax) == ("nhwc", (8, 6), False)
 
 
 def test_probabilities_become_logits_again_with_the_softmax_or_without(tmp_path):
     file = exported(tmp_path / "m.onnx", Net(softmax=True))
-    assert adopt.facts(file, 3) == ("nchw", (8, 6), True)
+    found = adopt.facts(file, 3)
+    assert (found.layout, found.size, found.softmax) == ("nchw", (8, 6), True)
     assert np.allclose(taken(file, tmp_path, scores="probabilities")(IMAGES), wanted(Net()), atol=1e-5)
     proto = onnx.load(file)
     proto.graph.node.append(helper.make_node("Identity", ["scores"], ["copy"]))
@@ -104,7 +107,7 @@ def test_the_output_that_is_named_is_taken_and_the_rest_is_gone(tmp_path):
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(StageError, match=r"student\.output: m\.onnx has scores, other; name one"):
         taken(tmp_path / "m.onnx", tmp_path)
-    with pytest.raises(StageError, match=r"student\.output: m\.onnx has no 'logits'; have: scores, other"):
+    with pytest.raises(StageError, match=r"student\.output: m\.onnx has no 'logits'; its outputs: scores, other"):
         taken(tmp_path / "m.onnx", tmp_path, output="logits")
     assert np.allclose(taken(tmp_path / "m.onnx", tmp_path, output="scores")(IMAGES), wanted(Net()), atol=1e-6)
     made = adopt.adopted(adopt.read(tmp_path / "m.onnx"), Options(**PLAIN | {"output": "scores"}), CLASSES, SHAPE, "m")
@@ -156,3 +159,100 @@ def test_a_baked_batch_and_a_wrong_number_of_classes_are_found(tmp_path):
     (tmp_path / "t.onnx").write_bytes(made.SerializeToString())
     with pytest.raises(StageError, match="the data have 4 classes"):
         adopt.check(tmp_path / "t.onnx", SHAPE, 4, "m.onnx")
+
+
+class Boxed(torch.nn.Module):
+    """A detector of 12 candidates and three classes, in one of the forms in which files give them."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.form, self.conv = form, torch.nn.Conv2d(3, 8, 2, 2)
+
+    def found(self, x):
+        """Return the logits of an object and of three classes, N x 4 x 12, and boxes in pixels: centre and sides."""
+        x = self.conv(x).flatten(2)
+        return x[:, 4:], 3 + 4 * x[:, :4].sigmoid()
+
+    def forward(self, x):
+        (scores, boxes), form = self.found(x), self.form
+        if form == "objects":
+            return torch.cat([boxes, scores.sigmoid()], 1).transpose(1, 2)
+        scores = scores[:, 1:]
+        if form == "apart":
+            low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+            return scores.transpose(1, 2), (torch.cat([low, high], 1) / torch.tensor([6, 8, 6, 8])[:, None]).transpose(
+                1, 2
+            )
+        if form == "ends":  # the best of each class, and which class that is
+            scores, label = scores.sigmoid().transpose(1, 2).max(2, keepdim=True)
+            return torch.cat([boxes.transpose(1, 2), scores, label.float()], 2)
+        joined = torch.cat([boxes, scores.sigmoid()], 1)
+        return joined + 0 * x.mean() if form == "hidden" else joined
+
+
+DETECTS = {**PLAIN, "scores": "probabilities",
+           "boxes": {"output": None, "corners": "cxcywh", "unit": "pixels", "overlap": 0.7}}  # fmt: skip
+APART = {**PLAIN, "output": "scores",
+         "boxes": {"output": "boxes", "corners": "xyxy", "unit": "shares", "overlap": None}}  # fmt: skip
+
+
+def detector(tmp_path, form, options=DETECTS, names=("found",)):
+    torch.onnx.export(
+        Boxed(form).eval(), torch.zeros(1, *SHAPE), str(tmp_path / "m.onnx"), dynamo=False, opset_version=17,
+        input_names=["pixels"], output_names=list(names), dynamic_axes={n: {0: "N"} for n in ("pixels", *names)},
+    )  # fmt: skip
+    made = adopt.adopted(adopt.read(tmp_path / "m.onnx"), Options(**options), CLASSES, SHAPE, "m.onnx")
+    (tmp_path / "taken.onnx").write_bytes(made.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(tmp_path / "taken.onnx"), full_check=True)
+    adopt.check(tmp_path / "taken.onnx", SHAPE, 3, "m.onnx", detects=True)
+    session = onnxruntime.InferenceSession(tmp_path / "taken.onnx", providers=["CPUExecutionProvider"])
+    return made, session.run(["scores", "boxes"], {"images": IMAGES})
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "names"),
+    [
+        ("joined", DETECTS, ["found"]),
+        ("hidden", DETECTS, ["found"]),
+        ("objects", DETECTS, ["found"]),
+        ("apart", APART, ["scores", "boxes"]),
+        ("apart", {**APART, "classes": ["ant", "bee", "cow"]}, ["scores", "boxes"]),
+    ],
+)
+def test_a_detector_in_any_form_gives_logits_and_shares(tmp_path, form, options, names):
+    made, (scores, boxes) = detector(tmp_path, form, options, names)
+    with torch.inference_mode():
+        logits, wanted = (t.numpy() for t in Boxed(form).found(torch.from_numpy(IMAGES)))
+    if form == "objects":
+        right = (1 / (1 + np.exp(-logits))).astype(np.float64)
+        right = right[:, :1] * right[:, 1:]
+        assert np.allclose(1 / (1 + np.exp(-scores)), right, atol=1e-5)
+    else:
+        assert np.allclose(scores, logits[:, 1:], atol=1e-5)
+    low, high = wanted[:, :2] - wanted[:, 2:] / 2, wanted[:, :2] + wanted[:, 2:] / 2
+    assert np.allclose(boxes, np.concatenate([low, high], 1) / np.array([6, 8, 6, 8])[:, None], atol=1e-6)
+    joins = [n for n in made.graph.node if n.op_type == "Concat" and n.name.startswith("given/")]
+    shared = [n for n in joins if n.attribute[0].i in (1, 2) and len(n.input) == 2]
+    assert bool(shared) == (form != "joined"), "scores and boxes share a scale where it can be avoided"
+
+
+def test_a_detector_that_selects_or_fits_no_form_is_one_clear_line(tmp_path):
+    with pytest.raises(StageError, match=r"objects that the model itself has chosen; name tensors before that"):
+        detector(tmp_path, "ends", {**DETECTS, "classes": ["ant", "bee"]})
+    with pytest.raises(StageError, match=r"found is N x 7 x 12; wanted is N x A x 9 or 10 \(5 classes; see"):
+        detector(tmp_path, "joined", {**DETECTS, "classes": ["ant", "bee", "cow", "dog", "elk"]})
+    with pytest.raises(StageError, match=r"student\.boxes\.output: m\.onnx has no 'sides'; its outputs: scores, boxes"):
+        detector(tmp_path, "apart", {**APART, "boxes": {**APART["boxes"], "output": "sides"}}, ["scores", "boxes"])
+
+
+def test_candidates_become_objects():
+    logits, shares = np.full((1, 2, 3), -9.0), np.zeros((1, 4, 3))
+    logits[0, 1] = [2, 1.5, 0]
+    shares[0] = np.array([[0.1, 0.2, 0.5, 0.6], [0.1, 0.2, 0.5, 0.61], [0.7, 0.7, 0.9, 0.8]]).T
+    wanted = {"most": 100, "least": 0.3, "overlap": 0.7}
+    (found,) = decode.cells([logits, shares], wanted)
+    assert np.allclose(found[:, :5], [[0.1, 0.2, 0.4, 0.4, 1], [0.7, 0.7, 0.2, 0.1, 1]])
+    assert np.allclose(found[:, 5], 1 / (1 + np.exp([-2.0, 0])))
+    (found,) = decode.cells([logits, shares], {**wanted, "overlap": None})
+    assert len(found) == 3

@@ -69,19 +69,21 @@ def cells(outputs: Sequence[NDArray[Any]], postprocess: dict[str, Any]) -> list[
     """Return the boxes of each image as `boxes` does, but as shares of the edges of the model's input.
 
     `outputs` are pairs of maps, one for each level: logits, images x classes x h x w, and the distances from a cell's
-    centre to its sides, images x 4 x h x w. At most `most` objects, of a score of `least`, are given.
+    centre to its sides, images x 4 x h x w. Of a model that was given as ONNX they are candidates: logits, images x
+    classes x A, and left, top, right and bottom as shares, images x 4 x A. At most `most` objects, of a score of
+    `least`, are given.
 
     Of one level, the distances are logarithms of cells, and an object is a cell whose score no neighbour of the same
     class exceeds (the peaks of CenterNet, Zhou et al., Objects as Points, arXiv:1904.07850, 3). Of more, as YOLO has
     them, they are cells, and every cell is an object; where its head lets boxes of a class overlap, the weaker of two
-    that share `overlap` (IoU) is dropped.
+    that share `overlap` (IoU) is dropped. So it is with candidates.
     """
     most, least, overlap = postprocess["most"], postprocess["least"], postprocess["overlap"]
     single, levels = len(outputs) == 2, []
     for place in range(0, len(outputs), 2):
         logits, sides = (np.asarray(output, np.float64) for output in outputs[place : place + 2])
         scores = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
-        if single:
+        if single and logits.ndim == 4:
             scores[~peaks(logits)] = 0
             sides = np.exp(np.clip(sides, -10, 10))
         levels.append((scores, sides))
@@ -97,6 +99,10 @@ def cells(outputs: Sequence[NDArray[Any]], postprocess: dict[str, Any]) -> list[
 
 def _taken(scores: NDArray[np.float64], sides: NDArray[np.float64], least: float) -> NDArray[np.float64]:
     """Return the objects of one level of one image, N x 6: left, top, width, height as shares, class id and score."""
+    if scores.ndim == 2:
+        label, place = np.nonzero(scores >= least)
+        box = sides[:, place].T
+        return np.asarray(np.c_[box[:, :2], box[:, 2:] - box[:, :2], label, scores[label, place]])
     height, width = scores.shape[1:]
     label, y, x = np.nonzero(scores >= least)
     left, top, right, bottom = sides[:, y, x]
