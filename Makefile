@@ -21,9 +21,9 @@ demo: .venv/core ## Install, build the model line on the built-in digits, print 
 ui: .venv/core ## Start MLflow, Prefect and a worker on this machine; Ctrl-C stops them
 	python -m flows.ui
 
-# A file's tests stay together, because they share servers.
+# A file's tests stay together, because they share servers. Two processes with a thread for each core wait for each other.
 test: .venv/test ## Install, then run all tests, two files at a time
-	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/test ## Lint, types and the declared graph: seconds
 	ruff check

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 TARGETS = ["onnxruntime-int8", "openvino-fp16", "openvino-int8"]
 SHORT = {"epochs": 12, "batch": 8}
 SHRUNK = {
-    "threads": 2,
+    "threads": 1,
     "data": {"source": {"images": 100, "size": 64, "digits": 3, "largest": 32}},
     "input": {"height": 96, "width": 96},
     "contract": {"per_class": {"level": "warn"}, "duplicates": "warn", "edge": {"min": 16}},

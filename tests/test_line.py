@@ -78,19 +78,8 @@ def test_settings_of_one_target_touch_that_target_only(project):
 
 def test_the_prune_ratio_leaves_train_and_distill_alone(project):
     line.change(project, {"prune": {"ratio": 0.5}})
-    assert set(line.executed(line.run(project, "dvc", "repro"))) == after(
-        "check",
-        "prune",
-        "convert",
-        "baseline",
-        "calibrate",
-        "quantize",
-        "validate",
-        "judge",
-        "export",
-        "report",
-        "register",
-    )
+    done = line.run(project, "dvc", "repro", "baseline", "calibrate")
+    assert set(line.executed(done)) == after("check", "prune", "convert", "baseline", "calibrate")
 
 
 def test_push_and_pull_rebuild_nothing(project, tmp_path):

@@ -21,6 +21,7 @@ from tests.pipelines.test_models import needs
 pytestmark = pytest.mark.slow
 SHORT = {"epochs": 1, "batch": 8}
 SHRUNK = {
+    "threads": 1,
     "data": {"source": {"images": 40, "size": 64, "digits": 3, "largest": 32}},
     "input": {"height": 64, "width": 64},
     "contract": {"per_class": {"level": "warn"}, "duplicates": "warn", "edge": {"min": 16}},
@@ -29,7 +30,7 @@ SHRUNK = {
     "distill": {"schedule": SHORT},
     "prune": {"schedule": SHORT},
     "calibrate": {"images": 8},
-    "measure": {"warmup": 2, "runs": 20, "resamples": 100},
+    "measure": {"warmup": 2, "runs": 20, "resamples": 100, "elsewhere": 16},
     "export": {"golden": 2},
 }
 
@@ -44,7 +45,7 @@ def built(tmp_path_factory):
         assert target.pop("search") == "fast" and target.pop("aim")
         target |= {"search": "none", "aim": {}}  # of hardly trained weights there is nothing to find
     file.write_text(yaml.safe_dump(declared))
-    line.run(root, "dvc", "repro")
+    line.build_here(root)
     return root
 
 

@@ -20,10 +20,10 @@ INT8 |= {"search": "none", "aim": {}, "gates": {"drop_fp32": {"max": 100}}}
 NNCF = {"ranges": "mean_minmax", "smooth_quant": False}
 ORT = {"activations": "u8", "operators": "all", "reduce_range": False}
 TARGETS = {
-    **{f"openvino-{n}": {**INT8, "options": {"preset": p, "bias_correction": b, **NNCF}} for n, p, b in (
-        ("one", "performance", "fast"), ("two", "mixed", "fast"), ("three", "mixed", "full"))},
+    "openvino-one": {**INT8, "options": {"preset": "performance", "bias_correction": "fast", **NNCF}},
     **{f"onnxruntime-{n}": {**INT8, "runtime": "onnxruntime", "options": {"ranges": r, "per_channel": c, **ORT}}
-       for n, r, c in (("one", "minmax", True), ("two", "minmax", False), ("three", "percentile", True))},
+       for n, r, c in (("one", "minmax", True), ("two", "minmax", False), ("three", "percentile", True),
+                       ("four", "percentile", False), ("five", "mse", True))},
 }  # fmt: skip
 
 
