@@ -220,6 +220,8 @@ def _params(
         )
         notes["student"] = GIVEN
         everything["flow"]["timeouts"].clear()
+        for target in everything["targets"].values():  # there is no teacher that it is smaller than
+            del target["gates"]["compression"]
     for name in list(everything["targets"]):
         if runtimes.missing(runtimes.load(everything["targets"][name]["runtime"])):
             del everything["targets"][name]
@@ -239,6 +241,8 @@ def _data(everything: Any, found: Survey) -> None:
     data["source"].update(found.source)
     data.update({"channels": found.channels, "bits": found.bits, "max_rejected": 0.05})
     data["splits"].update({"val": 0.1, "test": 0.2})
+    data["splits"].ca.comment = None  # what is said of the built-in data
+    data.ca.items.pop("splits", None)
     contract["edge"].update({"min": max(found.edge[0] // 2, 1), "max": found.edge[1] * 2})
     contract["channels"]["value"], contract["bits"]["value"] = found.channels, found.bits
     contract["brightness"].update({"min": 0.02, "max": 0.98})

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines import calibrate, evaluation, fp32, prepare, quantize, runtimes
+from pipelines import adopt, calibrate, evaluation, fp32, prepare, quantize, runtimes
 from pipelines.data import Dataset, Input
 from pipelines.files import write_json
 from pipelines.judge import always, judge
@@ -132,3 +132,38 @@ def test_a_search_repairs_it_though_its_aim_is_of_speed_alone(project, monkeypat
     assert plain["agreement"] < 0.5 and repaired["agreement"] > 0.9 and repaired["drop_fp32"] < 5
     assert any("join" in name for name in done["kept"]) and done["kept"] == repaired["kept"]
     assert metrics["agreement"] > 0.9 and metrics["drop_fp32"] < 5 and verdict["verdict"] == "passed"
+
+
+def test_the_same_detector_in_a_file_of_candidates_scores_what_it_scored(project, monkeypatch, tmp_path):
+    import torch
+
+    class Candidates(torch.nn.Module):
+        """Centres and sides in pixels above the scores of each cell, as YOLO exports them."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = joined()
+
+        def forward(self, images):
+            scores, sides = self.net(images)
+            left, top, right, bottom = (sides.exp() * CELL).unbind(1)
+            y, x = torch.meshgrid(*[torch.arange(64 // CELL) * CELL + CELL / 2] * 2, indexing="ij")
+            boxes = torch.stack([x + (right - left) / 2, y + (bottom - top) / 2, left + right, top + bottom], 1)
+            return torch.cat([boxes.flatten(2), scores.sigmoid().flatten(2)], 1)
+
+    monkeypatch.chdir(project)
+    axes = {name: {0: "N"} for name in ("pixels", "found")}
+    torch.onnx.export(
+        Candidates(), torch.zeros(1, 3, 64, 64), str(tmp_path / "m.onnx"), dynamo=False, opset_version=17,
+        input_names=["pixels"], output_names=["found"], dynamic_axes=axes,
+    )  # fmt: skip
+    boxes = {"output": None, "corners": "cxcywh", "unit": "pixels", "overlap": 0.3}
+    student = {"family": "onnx", "path": "m.onnx", "layout": "nchw", "order": "rgb", "output": None,
+               "scores": "probabilities", "classes": None, "boxes": boxes}  # fmt: skip
+    size = {"height": 64, "width": 64, "resize": "letterbox", "mean": [0.0] * 3, "std": [1.0] * 3}
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "student": student, "input": size}))
+    adopt.main(tmp_path / "m.onnx", project / "data", tmp_path / "onnx")
+    test = evaluation.read(project / "data", tmp_path / "onnx")
+    outputs = test.outputs(runtimes.load("onnxruntime").load(tmp_path / "onnx/pruned.onnx", 1))
+    assert test.score(outputs)["mAP50-95"] == pytest.approx(1)
+    assert test.task.agreement(outputs, outputs) == pytest.approx(1)

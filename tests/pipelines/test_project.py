@@ -189,6 +189,7 @@ def given(made):
         "std": 0,
     }
     assert not {"threads", "teacher", "train", "distill", "prune", "augment"} & set(found)
+    assert not any("compression" in target["gates"] for target in found["targets"].values()), "there is no teacher"
     trained_with = read_json(root / "shapes" / "build" / "onnx" / "preprocess.json")
     found["input"] |= {key: trained_with[key] for key in ("mean", "std")}
     found["targets"] = {n: t for n, t in found["targets"].items() if n == "openvino-int8"}
