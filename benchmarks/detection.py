@@ -73,7 +73,10 @@ def project(root: Path, data: Path) -> Path:
     declared = yaml.safe_load(file.read_text())
     declared |= {
         "threads": os.cpu_count(),
-        "input": {"height": SIZE, "width": SIZE, "resize": "letterbox", "mean": [0.0] * 3, "std": [1.0] * 3},
+        "input": {
+            "height": SIZE, "width": SIZE, "resize": "letterbox", "antialias": False,
+            "mean": [0.0] * 3, "std": [1.0] * 3,
+        },
         "augment": {"rotate": 0, "shift": 0.1, "scale": 0.3, "flip": True},
         "teacher": MODEL,
         "train": schedule("train"),
@@ -275,7 +278,7 @@ def by_ultralytics(
     def small(row: int) -> NDArray[Any]:
         before = image(row)
         height, width = preprocess.letterbox(before.shape[0], before.shape[1], SIZE, SIZE)[2:]
-        return preprocess.resize(before, height, width)
+        return preprocess.resize(before, height, width, test.preprocess.antialias)
 
     def scaled(row: int) -> NDArray[np.float64]:
         return np.asarray(boxes(row) * np.array([scale[row]] * 4 + [1]))

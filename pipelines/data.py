@@ -21,6 +21,10 @@ class Input(Section):
     height: int = Field(ge=8, le=8192)
     width: int = Field(ge=8, le=8192)
     resize: Literal["stretch", "letterbox"]
+    antialias: bool = Field(
+        default=True,
+        description="Smooth an image that is shrunk, as Pillow does; false: bilinear as by OpenCV, and so by YOLO.",
+    )
     mean: list[float] | None = Field(
         default=None,
         min_length=1,
@@ -124,4 +128,5 @@ class Dataset:
             full_scale=1.0 if self.info["bits"] == 32 else float(2 ** self.info["bits"] - 1),
             mean=tuple(mean),
             std=tuple(std),
+            antialias=size.antialias,
         )

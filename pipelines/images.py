@@ -3,12 +3,17 @@
 Travels in every bundle; a bundle needs tifffile and imagecodecs for TIFF and 16-bit colour only.
 """
 
+import contextlib
 import io
 import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+with contextlib.suppress(ImportError):  # .npy needs no Pillow
+    # Before another library puts a function of its own there: Ultralytics' installs a package for what is no image.
+    from PIL.Image import open as open_image
 
 MAX_PIXELS = 100_000_000  # a larger image is taken for a decompression bomb
 MAX_VALUES = 4 * MAX_PIXELS  # pixels times channels
@@ -52,7 +57,7 @@ def _pillow(data: bytes) -> NDArray[Any]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with open_image(io.BytesIO(data), formats=FORMATS) as image:
                 _fits(image.height, image.width, 1)
                 if data[:4] == b"\x89PNG" and data[24] == 16 and data[25] != 0:
                     return _png16(data, image.getexif().get(ORIENTATION, 1))

@@ -13,8 +13,9 @@ PAD = 114 / 255  # the grey of letterbox borders, as a share of full scale; the 
 class Preprocess:
     """What is done to an image before the model: resize, scale to 0..1, normalize, channels first.
 
-    `height` and `width` in pixels; `resize` is `stretch` or `letterbox`; `full_scale` is the value that becomes
-    1.0 (255 for 8 bit, 65535 for 16 bit, 1 for floating point); `mean` and `std` per channel, after scaling.
+    `height` and `width` in pixels; `resize` is `stretch` or `letterbox`; `antialias` smooths an image that shrinks;
+    `full_scale` is the value that becomes 1.0 (255 for 8 bit, 65535 for 16 bit, 1 for floating point); `mean` and `std`
+    per channel, after scaling.
     """
 
     channels: int
@@ -24,6 +25,7 @@ class Preprocess:
     full_scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    antialias: bool = True
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> "Preprocess":
@@ -48,11 +50,11 @@ class Preprocess:
         if image.shape[:2] == (self.height, self.width):
             return image
         if self.resize == "stretch":
-            return resize(image, self.height, self.width)
+            return resize(image, self.height, self.width, self.antialias)
         top, left, height, width = letterbox(image.shape[0], image.shape[1], self.height, self.width)
         pad = self.full_scale * PAD
         canvas = np.full((self.height, self.width, self.channels), pad, np.float64)
-        canvas[top : top + height, left : left + width] = resize(image, height, width)
+        canvas[top : top + height, left : left + width] = resize(image, height, width, self.antialias)
         return _as_dtype(canvas, image.dtype)
 
     def normalize(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -89,27 +91,28 @@ def letterbox(height: int, width: int, to_height: int, to_width: int) -> tuple[i
     return (to_height - new_height) // 2, (to_width - new_width) // 2, new_height, new_width
 
 
-def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resize H x W x C to `height` x `width` with a triangle filter, which widens when shrinking (antialiasing).
+def resize(image: NDArray[Any], height: int, width: int, antialias: bool = True) -> NDArray[Any]:
+    """Resize H x W x C to `height` x `width` with a triangle filter, which `antialias` widens when shrinking.
 
-    The weights are those of Pillow's BILINEAR resampling (Image.resize), in float64 instead of fixed point. The sums
-    are written out, not left to a matrix product, whose order of adding differs between processors.
+    The weights are those of Pillow's BILINEAR resampling (Image.resize), without antialiasing those of OpenCV's
+    INTER_LINEAR (cv2.resize), in float64 instead of fixed point. The sums are written out, not left to a matrix
+    product, whose order of adding differs between processors.
     """
     _, before, channels = image.shape
     rows = np.zeros((height, before * channels))
-    for index, weights in _taps(image.shape[0], height):
+    for index, weights in _taps(image.shape[0], height, antialias):
         rows += image[index].reshape(height, -1) * weights[:, None]
     found = np.zeros((height, width, channels))
     across = rows.reshape(height, before, channels)
-    for index, weights in _taps(before, width):
+    for index, weights in _taps(before, width, antialias):
         found += across[:, index] * weights[:, None]
     return _as_dtype(found, image.dtype)
 
 
-def _taps(source: int, target: int) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+def _taps(source: int, target: int, antialias: bool) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """Return what each target pixel is the sum of: a source pixel and its weight, for every tap of the filter."""
     scale = source / target
-    reach = max(scale, 1.0)
+    reach = max(scale, 1.0) if antialias else 1.0
     centres = (np.arange(target) + 0.5) * scale
     index = np.floor(centres - reach).astype(np.int64)[:, None] + np.arange(2 * int(np.ceil(reach)) + 1)
     weights = np.maximum(0.0, 1.0 - np.abs(index + 0.5 - centres[:, None]) / reach)

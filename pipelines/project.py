@@ -218,6 +218,8 @@ def _params(
             if found.channels == 3 and "boxes" not in model
             else {"mean": [0.0] * found.channels, "std": [1.0] * found.channels}
         )
+        if "boxes" in model:  # as YOLO and its kin shrink images
+            everything["input"]["antialias"] = False
         notes["student"] = GIVEN
         everything["flow"]["timeouts"].clear()
         for target in everything["targets"].values():  # there is no teacher that it is smaller than

@@ -391,8 +391,6 @@ def _library(name: str) -> Any:
     """Import a module of Ultralytics, its telemetry off. Raises StageError when it, or torchvision, does not load."""
     import importlib
 
-    from PIL import Image
-
     os.environ |= {key: os.environ.get(key, value) for key, value in QUIET.items()}
     try:
         utils = importlib.import_module("ultralytics.utils")
@@ -402,8 +400,6 @@ def _library(name: str) -> Any:
             f"params.yaml: family ultralytics: {_line(error)}; it needs the extra: pip install 'quantmill[yolo]', and "
             "the torchvision built for this torch"
         ) from None
-    # Ultralytics puts a function of its own there, which installs a decoder when a file is no image.
-    Image.open = getattr(importlib.import_module("ultralytics.utils.patches"), "_image_open", Image.open)
     if any(utils.SETTINGS[logger] for logger in LOGGERS):
         utils.SETTINGS.update(dict.fromkeys(LOGGERS, False))
     return found
