@@ -40,7 +40,9 @@ class Options(Section):
 
     preset: Literal["performance", "mixed"] = Field(description="mixed: asymmetric activations.")
     bias_correction: Literal["off", "fast", "full"]
-    ranges: Literal["mean_minmax", "minmax", "mean_no_outliers_minmax", "histogram"]
+    ranges: Literal["mean_minmax", "minmax", "mean_no_outliers_minmax", "histogram"] = Field(
+        description="mean_minmax: of activations with a range per channel (depthwise convolutions) minmax, as NNCF does."
+    )
     smooth_quant: bool = Field(description="Move the range of activations into the weights of convolutions too.")
 
 
@@ -86,7 +88,9 @@ def quantize(
 
         nncf.set_log_level(30)
         _rename(model)
-        ranges = getattr(RangeEstimatorParametersSet, options.ranges.upper())
+        # Given by name, the mean would also be taken of ranges per channel, and clip them.
+        own = options.ranges == "mean_minmax"
+        ranges = None if own else getattr(RangeEstimatorParametersSet, options.ranges.upper())
         model = nncf.quantize(
             model,
             nncf.Dataset(calibration.inputs()),
