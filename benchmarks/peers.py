@@ -144,7 +144,7 @@ def ultralytics(model: Any, runtime: str, source: Path, frozen: Calibration, out
     file.write_text(yaml.safe_dump(described))
     with contextlib.chdir(out):
         whole = YOLO("yolo26n.yaml")
-        whole.model = model.net
+        model.net.args, whole.model = whole.model.args, model.net
         made = Path(whole.export(format=form, int8=True, imgsz=edge, data=str(file), verbose=False)).resolve()
     if form == "openvino":
         (xml,) = made.glob("*.xml")

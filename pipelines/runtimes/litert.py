@@ -170,11 +170,11 @@ def _ranges(work: Any, signatures: dict[str, Any], calibration: Calibration, opt
 
 
 def _describe(path: Path, text: str) -> None:
-    """Write a text into the description of a TFLite file."""
+    """Write a text into the description of a TFLite file, whose weights may lie behind its flatbuffer."""
     import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
 
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    model = flatbuffer_utils.read_model_from_bytearray(np.fromfile(path, np.uint8))
     model.description = text
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")

@@ -41,7 +41,7 @@ class Options(Section):
     preset: Literal["performance", "mixed"] = Field(description="mixed: asymmetric activations.")
     bias_correction: Literal["off", "fast", "full"]
     ranges: Literal["mean_minmax", "minmax", "mean_no_outliers_minmax", "histogram"] = Field(
-        description="mean_minmax: of activations with a range per channel (depthwise convolutions) minmax, as NNCF does."
+        description="mean_minmax is minmax where channels have ranges of their own (depthwise), as in NNCF."
     )
     smooth_quant: bool = Field(description="Move the range of activations into the weights of convolutions too.")
 

@@ -147,16 +147,53 @@ def test_other_bits_of_activations_answer_as_fp32_does(project, tmp_path, name, 
     assert np.abs(found - fp32).max() <= 0.05 * np.abs(fp32).max()
 
 
+def calibrated(project, root, monkeypatch, *layers):
+    """Return a network of `layers` in ONNX, and its calibration on the project's images."""
+    fp32.export(torch.nn.Sequential(*layers).eval(), (1, 16, 16), root / "onnx/pruned.onnx")
+    shutil.copyfile(project / "build/onnx/preprocess.json", root / "onnx/preprocess.json")
+    monkeypatch.chdir(project)
+    calibrate.main(project / "build/data", root / "onnx", root / "calibration")
+    return root / "onnx/pruned.onnx", Calibration(project / "build/data", root / "calibration")
+
+
 def test_what_onnxruntime_takes_apart_stays_in_float_and_the_rest_is_int8(project, tmp_path, monkeypatch):
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.Hardswish(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()]
-    onnx_folder, data = tmp_path / "onnx", project / "build/data"
-    fp32.export(torch.nn.Sequential(*layers).eval(), (1, 16, 16), onnx_folder / "pruned.onnx")
-    shutil.copyfile(project / "build/onnx/preprocess.json", onnx_folder / "preprocess.json")
-    monkeypatch.chdir(project)
-    calibrate.main(data, onnx_folder, tmp_path / "calibration")
-    runtime, frozen = runtimes.load("onnxruntime"), Calibration(data, tmp_path / "calibration")
-    options = runtime.Options(**OPTIONS_OF["onnxruntime"])
-    runtime.quantize(onnx_folder / "pruned.onnx", frozen, "int8", options, tmp_path / "out")
+    source, frozen = calibrated(project, tmp_path, monkeypatch, *layers)
+    runtime = runtimes.load("onnxruntime")
+    runtime.quantize(source, frozen, "int8", runtime.Options(**OPTIONS_OF["onnxruntime"]), tmp_path / "out")
     found = runtime.operators(tmp_path / "out" / "model.onnx", [1, 16, 16])
     assert [o.precision for o in found] == ["int8", "int8"]
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_weights_of_half_a_megabyte_arrive_whole(project, tmp_path, monkeypatch, name):
+    """The AI Edge Quantizer writes what is larger than 256 KiB behind the flatbuffer."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 8, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 7 * 7, 1300)]
+    source, frozen = calibrated(project, tmp_path, monkeypatch, *layers)
+    runtime = runtimes.load(name)
+    runtime.quantize(source, frozen, "int8", runtime.Options(**OPTIONS_OF[name]), tmp_path / "out")
+    files = b"".join((tmp_path / "out" / file).read_bytes() for file in runtime.FILES)
+    assert len(files) > 500_000 and frozen.digest.encode() in files
+    batch = next(frozen.inputs(8))
+    fp32 = runtimes.load("onnxruntime").load(source, 1)(batch)[0]
+    assert np.abs(runtime.load(tmp_path / "out" / runtime.FILES[0], 1)(batch)[0] - fp32).max() <= 0.1 * fp32.max()
+
+
+def test_nncf_clips_no_channel_of_a_depthwise_convolution(project, tmp_path, monkeypatch):
+    import openvino
+
+    torch.manual_seed(0)
+    first = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU())
+    source, frozen = calibrated(project, tmp_path, monkeypatch, *first, torch.nn.Conv2d(8, 8, 3, groups=8))
+    runtime = runtimes.load("openvino")
+    runtime.quantize(source, frozen, "int8", runtime.Options(**OPTIONS_OF["openvino"]), tmp_path / "out")
+    graph = openvino.Core().read_model(tmp_path / "out" / runtime.FILES[0])
+    (depthwise,) = [o for o in graph.get_ops() if o.get_type_name() == "GroupConvolution"]
+    quantizer = depthwise.input_value(0).get_node()
+    assert quantizer.get_type_name() == "FakeQuantize"
+    highs = np.ravel(quantizer.input_value(2).get_node().data)
+    with torch.no_grad():
+        wanted = first(torch.from_numpy(np.concatenate(list(frozen.inputs())))).amax((0, 2, 3)).numpy()
+    assert len(highs) == 8 and (highs >= 0.99 * wanted).all()
