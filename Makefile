@@ -68,7 +68,7 @@ install = $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11
 .venv/targets: pyproject.toml constraints.txt constraints-litert.txt
 	@$(install) -e '.[targets]' && uv venv --quiet --clear --python .venv/bin/python .venv/litert && \
 	uv pip install --quiet --python .venv/litert/bin/python --compile-bytecode --constraint constraints-litert.txt \
-	litert-torch onnx2torch && touch $@
+	litert-torch onnx2torch onnxruntime && touch $@
 
 .venv/test: pyproject.toml constraints.txt .venv/targets
 	@$(install) -e '.[team,test,targets,yolo]' && touch .venv/core $@

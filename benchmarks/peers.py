@@ -12,7 +12,6 @@ import numpy as np
 
 from pipelines.calibration import Calibration
 
-FORMS = {"openvino": "openvino", "litert": "tflite"}  # of Ultralytics' INT8 exports
 Peer = Callable[[Path, Calibration, Path], None]
 
 # Run by the Python of an environment of its own: olive-ai pins other libraries than ours.
@@ -125,13 +124,12 @@ def by_olive(python: Path, source: Path, frozen: Calibration, out: Path) -> None
     shutil.copyfile(made[0], out / "model.onnx")
 
 
-def ultralytics(model: Any, runtime: str, source: Path, frozen: Calibration, out: Path) -> None:
-    """Ultralytics' own INT8 export of a detector of ours, calibrated as it does; its file decodes boxes too."""
+def ultralytics(model: Any, source: Path, frozen: Calibration, out: Path) -> None:
+    """Ultralytics' own INT8 export to OpenVINO of a detector, calibrated as it does; its file decodes boxes too."""
     import yaml
     from PIL import Image
     from ultralytics import YOLO
 
-    form, edge = FORMS[runtime], frozen.preprocess.height
     for part in ("images", "labels"):
         (out / "data" / part / "val").mkdir(parents=True)
     for number, row in enumerate(frozen.rows):
@@ -144,14 +142,13 @@ def ultralytics(model: Any, runtime: str, source: Path, frozen: Calibration, out
     file.write_text(yaml.safe_dump(described))
     with contextlib.chdir(out):
         whole = YOLO("yolo26n.yaml")
-        model.net.args, whole.model = whole.model.args, model.net
-        made = Path(whole.export(format=form, int8=True, imgsz=edge, data=str(file), verbose=False)).resolve()
-    if form == "openvino":
-        (xml,) = made.glob("*.xml")
-        shutil.copyfile(xml, out / "model.xml")
-        shutil.copyfile(xml.with_suffix(".bin"), out / "model.bin")
-    else:
-        shutil.copyfile(made if made.is_file() else next(made.glob("*int8*.tflite")), out / "model.tflite")
+        model.net.args, model.net.task = whole.model.args, whole.task
+        whole.model = model.net
+        edge = frozen.preprocess.height
+        made = Path(whole.export(format="openvino", int8=True, imgsz=edge, data=str(file), verbose=False)).resolve()
+    (xml,) = made.glob("*.xml")
+    shutil.copyfile(xml, out / "model.xml")
+    shutil.copyfile(xml.with_suffix(".bin"), out / "model.bin")
 
 
 def last_line(text: str) -> str:

@@ -208,8 +208,8 @@ def measured(model: str, name: str, runs: int, olive: Path | None) -> dict[str, 
     out, rivals = Path("build/targets") / name, Path("build/rivals") / name
     frozen = Calibration(data, Path("build/calibration"))
     others: dict[str, peers.Peer] = peers.of(name, olive)
-    if model.startswith("yolo") and name in peers.FORMS:
-        others["Ultralytics"] = partial(peers.ultralytics, export(model, Dataset(data), rivals / "again"), name)
+    if model.startswith("yolo") and name == "openvino":
+        others["Ultralytics"] = partial(peers.ultralytics, export(model, Dataset(data), rivals / "again"))
     artifacts, failed = {}, {}
     for peer, make in others.items():
         try:

@@ -7,7 +7,7 @@ from filelock import FileLock
 
 from tests import line
 
-pytest_plugins = ["tests.tiny"]
+pytest_plugins = ["tests.devices", "tests.tiny"]
 LONGEST = ["test_docs.py", "test_line.py", "test_machines.py", "test_project.py"]
 
 

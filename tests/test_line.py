@@ -76,6 +76,22 @@ def test_settings_of_one_target_touch_that_target_only(project):
     assert set(line.executed(line.run(project, "dvc", "repro"))) == stages
 
 
+def test_a_target_is_searched_and_measured_on_another_machine(project, device, sshd):
+    target = "onnxruntime-int8"
+    said = sshd.log
+    line.change(
+        project, {"targets": {target: {"device": device, "search": "fast", "aim": {"agreement": {"min": 0.5}}}}}
+    )
+    done = line.run(project, "dvc", "repro")
+    stages = after("check", "quantize", "validate", "judge", "export", "report", "register", targets=[target])
+    assert set(line.executed(done)) == stages
+    tried = json.loads((project / f"build/targets/{target}/quantize.json").read_text())["tried"]
+    # One connection to see that all is there, one for each scheme, and in the end one for each of two measurements.
+    assert sshd.log.removeprefix(said).count("Accepted publickey") == 1 + len(tried) + 2
+    evidence = json.loads((project / f"build/bundles/{target}/evidence.json").read_text())
+    assert evidence["device"] == device and evidence["metrics"]["p50_ms"] > 0
+
+
 def test_the_prune_ratio_leaves_train_and_distill_alone(project):
     line.change(project, {"prune": {"ratio": 0.5}})
     done = line.run(project, "dvc", "repro", "baseline", "calibrate")

@@ -1,13 +1,6 @@
-"""Another machine over SSH: a real server of our own, whose Python has numpy and two runtimes and nothing of ours."""
+"""Another machine over SSH: a real server, whose Python has numpy and two runtimes and nothing of ours."""
 
-import getpass
-import os
-import shutil
 import socket
-import subprocess
-import sys
-import sysconfig
-import time
 from pathlib import Path
 
 import pytest
@@ -20,68 +13,6 @@ from tests.pipelines.test_runtimes import make, project  # noqa: F401 - project 
 
 OPTIONS = {"threads": 1, "warmup": 2, "runs": 20, "batch": 4}
 SHAPE = [1, 16, 16]
-SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-THERE = ("numpy", "numpy.libs", "onnxruntime", "openvino")
-
-
-def key(file):
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file], check=True)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Start sshd on 127.0.0.1 with keys of its own; yield its port and folder. `ssh` is found with them."""
-    if not SSHD or not shutil.which("ssh-keygen"):
-        pytest.skip("there is no sshd; install openssh-server")
-    root = tmp_path_factory.mktemp("ssh")
-    for name in ("host", "user"):
-        key(root / name)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    public = (root / "host.pub").read_text()
-    (root / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}")
-    shutil.copyfile(root / "user.pub", root / "authorized_keys")
-    (root / "sshd_config").write_text(
-        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {root}/host\nPidFile none\nUsePAM no\nStrictModes no\n"
-        f"AuthorizedKeysFile {root}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-        "PermitRootLogin prohibit-password\n"
-    )
-    (root / "ssh_config").write_text(
-        f"IdentityFile {root}/user\nIdentitiesOnly yes\nUserKnownHostsFile {root}/known_hosts\n"
-    )
-    (root / "bin").mkdir()
-    (root / "bin/ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {root}/ssh_config "$@"\n')
-    (root / "bin/ssh").chmod(0o755)
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd wants it, and takes no other
-    with (root / "log").open("w") as log, pytest.MonkeyPatch.context() as patch:
-        process = subprocess.Popen([SSHD, "-D", "-e", "-f", root / "sshd_config"], stderr=log)
-        patch.setenv("PATH", f"{root}/bin:{os.environ['PATH']}")
-        try:
-            for _ in range(100):
-                if "Server listening" in (root / "log").read_text():
-                    break
-                assert process.poll() is None, (root / "log").read_text()
-                time.sleep(0.1)
-            yield port, root
-        finally:
-            process.terminate()
-            process.wait()
-
-
-@pytest.fixture(scope="module")
-def device(server):
-    """Return the address of a folder there, with a virtual environment that has numpy and two runtimes alone."""
-    port, root = server
-    folder = root / "it's a device"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
-    (inside,) = (folder / ".venv/lib").glob("python*/site-packages")
-    packages = Path(sysconfig.get_paths()["purelib"])
-    for name in THERE:
-        if (packages / name).exists():
-            (inside / name).symlink_to(packages / name)
-    return f"ssh://{getpass.getuser()}@127.0.0.1:{port}{str(folder).replace(' ', '%20')}"
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +20,14 @@ def artifact(project):  # noqa: F811
     return project / "build/onnx/pruned.onnx"
 
 
-def test_the_harness_runs_there_and_leaves_nothing_behind(device, server, artifact):
+def test_the_harness_runs_there_and_leaves_nothing_behind(device, sshd, artifact):
     files = {"one": artifact, "two": artifact}
     times = measure.interleaved("onnxruntime", files, SHAPE, OPTIONS, device)["times_ms"]
     assert {name: len(found) for name, found in times.items()} == {"one": 20, "two": 20}
     assert min(times["one"]) > 0
     found = measure.alone("onnxruntime", artifact, SHAPE, OPTIONS, device)
     assert found["load_ms"] > 0 and found["throughput_per_s"] > 0 and found["peak_memory_mb"] > 20
-    assert [path.name for path in (server[1] / "it's a device").iterdir()] == [".venv"]
+    assert [path.name for path in (sshd.root / "it's a device").iterdir()] == [".venv"]
     assert remote.lacking(device, "onnxruntime") is None
 
 
@@ -120,12 +51,12 @@ def test_a_broken_artifact_fails_there_with_its_reason(device, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_host_that_is_away_or_unknown_or_refuses_the_key_is_one_line(device, server, artifact):
-    port, root = server
+def test_a_host_that_is_away_or_unknown_or_refuses_the_key_is_one_line(device, sshd, artifact):
+    root = sshd.root
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         nobody = probe.getsockname()[1]
-    away = device.replace(f":{port}/", f":{nobody}/")
+    away = device.replace(f":{sshd.port}/", f":{nobody}/")
     with pytest.raises(StageError, match=r"^ssh://.*: cannot be reached: .*refused"):
         measure.alone("onnxruntime", artifact, SHAPE, OPTIONS, away)
     (root / "known_hosts").rename(root / "aside")

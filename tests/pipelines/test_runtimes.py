@@ -166,19 +166,28 @@ def test_what_onnxruntime_takes_apart_stays_in_float_and_the_rest_is_int8(projec
     assert [o.precision for o in found] == ["int8", "int8"]
 
 
+class Attention(torch.nn.Module):
+    """Every place with every other, as at the end of YOLO26's backbone: in ONNX its shapes follow from the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        places = x.view(batch, channels, height * width)
+        return (places @ (places.transpose(1, 2) @ places).softmax(2)).view(batch, channels, height, width)
+
+
 @pytest.mark.parametrize("name", HERE)
-def test_weights_of_half_a_megabyte_arrive_whole(project, tmp_path, monkeypatch, name):
+def test_weights_of_half_a_megabyte_and_shapes_that_follow_from_the_batch(project, tmp_path, monkeypatch, name):
     """The AI Edge Quantizer writes what is larger than 256 KiB behind the flatbuffer."""
     torch.manual_seed(0)
-    layers = [torch.nn.Conv2d(1, 8, 3, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 7 * 7, 1300)]
+    layers = [torch.nn.Conv2d(1, 8, 3, 2), torch.nn.ReLU(), Attention(), torch.nn.Flatten(), torch.nn.Linear(392, 1300)]
     source, frozen = calibrated(project, tmp_path, monkeypatch, *layers)
-    runtime = runtimes.load(name)
+    runtime, batch = runtimes.load(name), next(frozen.inputs(8))
     runtime.quantize(source, frozen, "int8", runtime.Options(**OPTIONS_OF[name]), tmp_path / "out")
     files = b"".join((tmp_path / "out" / file).read_bytes() for file in runtime.FILES)
     assert len(files) > 500_000 and frozen.digest.encode() in files
-    batch = next(frozen.inputs(8))
     fp32 = runtimes.load("onnxruntime").load(source, 1)(batch)[0]
-    assert np.abs(runtime.load(tmp_path / "out" / runtime.FILES[0], 1)(batch)[0] - fp32).max() <= 0.1 * fp32.max()
+    found = runtime.load(tmp_path / "out" / runtime.FILES[0], 1)(batch)[0]
+    assert found.shape == fp32.shape and np.abs(found - fp32).max() <= 0.1 * np.abs(fp32).max()
 
 
 def test_nncf_clips_no_channel_of_a_depthwise_convolution(project, tmp_path, monkeypatch):
