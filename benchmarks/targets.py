@@ -115,7 +115,7 @@ def project(root: Path, name: str, runs: int) -> None:
     line.copy(root, example="detection" if detects else "")
     declared = yaml.safe_load((root / "params.yaml").read_text())
     if detects:
-        declared["data"]["source"] |= {"images": 200, "size": edge}
+        declared["data"]["source"] |= {"images": 200, "size": 320}
         declared["input"] = {"height": edge, "width": edge, "resize": "letterbox", "mean": [0.0] * 3, "std": [1.0] * 3}
     else:
         _crops(root / "photos", edge)

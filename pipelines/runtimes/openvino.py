@@ -44,6 +44,10 @@ class Options(Section):
         description="mean_minmax is minmax where channels have ranges of their own (depthwise), as in NNCF."
     )
     smooth_quant: bool = Field(description="Move the range of activations into the weights of convolutions too.")
+    fuse_activations: bool = Field(
+        default=True,
+        description="Before NNCF sees them: faster. false quantizes what goes into them too, as NNCF does.",
+    )
 
 
 def candidates(options: Options, search: str) -> list[Options]:
@@ -54,13 +58,18 @@ def candidates(options: Options, search: str) -> list[Options]:
     if search == "fast":
         found += [options.model_copy(update={"preset": p}) for p in presets]
         found += [options.model_copy(update={"ranges": r}) for r in ranges[:2]]
-        found += [options.model_copy(update={"smooth_quant": True})]
+        found += [
+            options.model_copy(update={"smooth_quant": True}),
+            options.model_copy(update={"fuse_activations": False}),
+        ]
     else:
         for preset, correction, each, smooth in itertools.product(
             presets, ("fast", "off", "full"), ranges, (False, True)
         ):
             change = {"preset": preset, "bias_correction": correction, "ranges": each, "smooth_quant": smooth}
             found.append(options.model_copy(update=change))
+        apart = {"fuse_activations": False, "smooth_quant": False, "bias_correction": "fast"}
+        found += [options.model_copy(update={**apart, "preset": p, "ranges": r}) for p in presets for r in ranges]
     return list(dict.fromkeys(found))
 
 
@@ -75,11 +84,12 @@ def quantize(
     """Write `model.xml` and `model.bin` of an FP32 ONNX model in `precision`.
 
     The model goes through `convert_model`, which fuses activations before NNCF sees them; after `read_model` they
-    are quantized apart and the runtime's fusions are lost.
+    are quantized apart and some of the runtime's fusions are lost.
     """
     import openvino
 
-    model = openvino.convert_model(source)
+    fused = options is None or options.fuse_activations
+    model = openvino.convert_model(source) if fused else openvino.Core().read_model(source)
     done: dict[str, Any] = {"quantizer": "none"}
     if precision == "int8":
         assert calibration is not None and options is not None

@@ -38,6 +38,7 @@ OPTIONS_OF = {
 MORE = {
     "coreml": [{"weights": "asymmetric"}],
     "litert": [{"activations": "int16"}, {"activations": "float"}],
+    "openvino": [{"fuse_activations": False}],
     "qnn": [{"activations": "u16"}],
 }
 HERE = [r for r in runtimes.names() if not runtimes.missing(runtimes.load(r))]
