@@ -7,8 +7,6 @@ Each module has:
   None;
 - `PRECISIONS`, what it can make; `FILES`, an artifact's files, the one to load first;
 - `Options(Section)`, what stands in `targets.T.options` of an INT8 target;
-- `candidates(options, search) -> list[Options]`: the schemes that a search tries (`fast` or `thorough`), the declared
-  one first, then from the likeliest on;
 - `quantize(source, calibration, precision, options, out, keep=()) -> dict`: makes the artifact in the folder `out` from
   an FP32 ONNX file (`calibration` and `options` are None unless the precision is `int8`), and says what was done; the
   operators named in `keep` stay in float;
@@ -17,6 +15,9 @@ Each module has:
   every convolution and matrix product, its multiply-adds, and the precision of the kernel that ran it;
 - `load(artifact, threads)`: returns a function from a batch, float32 N x C x H x W, to a list of output arrays. It
   needs numpy and the runtime alone and imports inside itself, so that its source can travel to a device.
+
+One that is run here, so that a search can time it, also has `candidates(options, search) -> list[Options]`: the schemes
+to try (`fast` or `thorough`), the declared one first, then from the likeliest on.
 
 It may have `ELSEWHERE`, other places that take its artifacts as they are; `validate` compares their answers.
 """

@@ -36,11 +36,6 @@ class Options(Section):
     weights: Literal["symmetric", "asymmetric"] = Field(description="asymmetric has a zero point per channel.")
 
 
-def candidates(options: Options, search: str) -> list[Options]:
-    """Return the declared scheme: nothing is timed here that a search could compare."""
-    return [options]
-
-
 def quantize(
     source: Path,
     calibration: Calibration | None,

@@ -33,11 +33,6 @@ class Options(Section):
     activations: Literal["u8", "u16"] = Field(description="u16 with INT8 weights is W8A16: slower, and far more exact.")
 
 
-def candidates(options: Options, search: str) -> list[Options]:
-    """Return the declared scheme: nothing is timed here that a search could compare."""
-    return [options]
-
-
 def quantize(
     source: Path,
     calibration: Calibration | None,

@@ -34,11 +34,6 @@ class Options(Section):
     ranges: Literal["minmax", "percentile", "entropy", "mse"]
 
 
-def candidates(options: Options, search: str) -> list[Options]:
-    """Return the declared scheme: nothing is timed here that a search could compare."""
-    return [options]
-
-
 def quantize(
     source: Path,
     calibration: Calibration | None,

@@ -60,12 +60,13 @@ def test_trade_offs_are_those_that_nothing_beats():
 
 @pytest.mark.parametrize("name", runtimes.names())
 @pytest.mark.parametrize("search", ["fast", "thorough"])
-def test_every_runtime_offers_the_declared_scheme_first_and_others_once(name, search):
+def test_every_runtime_that_is_run_here_offers_the_declared_scheme_first_and_others_once(name, search):
     runtime = runtimes.load(name)
-    declared = runtime.Options(**OPTIONS_OF[name])
-    found = runtime.candidates(declared, search)
-    assert found[0] == declared and len(found) == len(set(found))
-    assert (len(found) > 1) == (runtime.INSTEAD is None), "what is not run here is not compared"
+    assert hasattr(runtime, "candidates") == (runtime.INSTEAD is None)
+    if not runtime.INSTEAD:
+        declared = runtime.Options(**OPTIONS_OF[name])
+        found = runtime.candidates(declared, search)
+        assert found[0] == declared and 1 < len(found) == len(set(found))
 
 
 @pytest.fixture(scope="module")
