@@ -11,9 +11,11 @@ from pipelines.files import write_json
 from pipelines.params import Section, section
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 IMITATION = "int8_inputs"  # the submodule that rounds what a layer takes
+FIRST = 32  # training images that the ranges begin with
 
 
 class Qat(Section):
@@ -36,7 +38,8 @@ def retrain(
     setup = training.prepare(data)
     model, spec = models.load(pruned / "model.safetensors")
     under = models.load(teacher / "model.safetensors")[0]
-    imitate(model)
+    _, images = next(training.Pixels(setup).batches(setup.dataset.rows("train")[:FIRST], FIRST))
+    imitate(model, images)
     curves = distillation.fit(f"qat-{name}", model, under, setup, options.schedule, options.loss)
     forget(model)
     source, folder = out / "trained.onnx", out / "calibration"
@@ -51,12 +54,13 @@ def retrain(
     return source, calibration, curves
 
 
-def imitate(model: "nn.Module") -> None:
+def imitate(model: "nn.Module", images: "torch.Tensor") -> None:
     """Let every convolution and matrix product of `model` see inputs and weights as INT8 would hold them.
 
-    Inputs in 256 levels between the moving averages of their extremes, weights in 255 levels per output channel,
-    symmetric, as every runtime has them. Rounding passes gradients on as they are. Source: Jacob et al., Quantization
-    and Training of Neural Networks, CVPR 2018; by torch's FakeQuantize.
+    Inputs in 256 levels between the moving averages of their extremes, which begin with those of `images`, float32
+    N x C x H x W; weights in 255 levels per output channel, symmetric, as every runtime has them. Rounding passes
+    gradients on as they are. Source: Jacob et al., Quantization and Training of Neural Networks, CVPR 2018; by torch's
+    FakeQuantize.
     """
     import torch
     from torch import nn
@@ -81,6 +85,13 @@ def imitate(model: "nn.Module") -> None:
         parametrize.register_parametrization(layer, "weight", weights)
         layer.add_module(IMITATION, inputs)
         layer.register_forward_pre_hook(_round)
+    # A trainer may average copies of the model: their ranges must have a beginning.
+    model.eval()
+    for layer in model.modules():
+        if hasattr(layer, IMITATION):
+            layer.train()
+    with torch.no_grad():
+        getattr(model, "every_output", model)(images)
 
 
 def forget(model: "nn.Module") -> None:
@@ -99,4 +110,8 @@ def forget(model: "nn.Module") -> None:
 def _round(layer: "nn.Module", given: tuple[Any, ...]) -> tuple[Any, ...]:
     rounding: Any = layer.get_submodule(IMITATION)
     rounding.enable_observer(layer.training)  # the validation split sets no range
+    if not layer.training:  # of an average of models the range may be averaged, and the zero point cannot
+        scale, zero_point = rounding.calculate_qparams()
+        rounding.scale.copy_(scale)
+        rounding.zero_point.copy_(zero_point)
     return (rounding(given[0]), *given[1:])

@@ -32,7 +32,7 @@ def test_layers_see_int8_and_are_left_as_they_were():
     torch.manual_seed(0)
     model, images = Transposed(), torch.randn(8, 3, 6, 6)
     before, said = {k: v.clone() for k, v in model.state_dict().items()}, model(images)
-    qat.imitate(model)
+    qat.imitate(model, images)
     seen = []
     handle = model.up.register_forward_hook(lambda layer, given, output: seen.append(given[0].detach()))
     close = model.train()(images)
@@ -135,7 +135,7 @@ def test_training_recovers_what_int8_ruins_and_training_without_it_does_not(here
     assert made["source"] != sha256_file(here / "build/onnx/pruned.onnx")
     frozen = Calibration(here / "build/data", here / "build/calibration")
     assert frozen.digest.encode() in (tmp_path / "out/model.onnx").read_bytes()
-    monkeypatch.setattr(qat, "imitate", lambda model: None)
+    monkeypatch.setattr(qat, "imitate", lambda model, images: None)
     monkeypatch.setattr(qat, "forget", lambda model: None)
     same = make(here, tmp_path / "plain", "if_needed", 6, **FAST)
     without = next(t for t in same["tried"] if t["trained"] and not t["kept"])

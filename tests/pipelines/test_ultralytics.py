@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines import distillation, fp32, images, models, prepare, training
+from pipelines import distillation, fp32, images, models, prepare, qat, training
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_file
 from pipelines.models import ultralytics
@@ -195,3 +195,27 @@ def test_a_detector_is_trained_distilled_pruned_and_exported(tmp_path):
     models.save(tmp_path / "m.safetensors", student, spec)
     fp32.export(models.load(tmp_path / "m.safetensors")[0], SHAPE, tmp_path / "m.onnx")
     assert not list(tmp_path.glob("**/*.pt"))
+
+
+def test_a_detector_is_trained_for_int8_and_left_as_it_was(tmp_path):
+    setup = boxes(tmp_path)
+    schedule = training.Schedule(epochs=2, batch=8, lr=0.001, weight_decay=0.0, warmup=0.0)
+    weights = distillation.Weights(temperature=1.0, labels=1.0, logits=0.0, features=6.0)
+    torch.manual_seed(0)
+    teacher, student, plain = (models.build(declared("yolo26n.yaml"), 3, 2) for _ in range(3))
+    plain.load_state_dict(student.state_dict())
+    names = set(student.state_dict())
+    qat.imitate(student, next(training.Pixels(setup).batches(setup.dataset.rows("train"), 8))[1])
+    seen = []
+    layer = student.head.one2many["cls_head"][0][-1]
+    handle = layer.register_forward_hook(lambda layer, given, output: seen.append(len(given[0].unique())))
+    curves = distillation.fit("qat", student, teacher, setup, schedule, weights)
+    handle.remove()
+    assert len(curves) == 2 and all(np.isfinite(list(row.values())).all() for row in curves)
+    assert seen and max(seen) <= 256
+    qat.forget(student)
+    assert set(student.state_dict()) == names
+    assert all(v.isfinite().all() for v in student.state_dict().values())
+    distillation.fit("plain", plain, teacher, setup, schedule, weights)
+    same = [torch.equal(v, plain.state_dict()[k]) for k, v in student.state_dict().items() if k.endswith("conv.weight")]
+    assert sum(same) < len(same) / 10, "it learned with INT8 in sight"
