@@ -54,6 +54,7 @@ TARGETS = {
             "ranges": "minmax", "per_channel": True, "activations": "u8", "operators": "all", "reduce_range": False
         },
     },
+    "litert-int8": {"runtime": "litert", "options": {"activations": "int8", "ranges": "minmax"}},
 }  # fmt: skip
 
 

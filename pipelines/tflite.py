@@ -35,7 +35,7 @@ def convert(source: Path) -> Path:
         raise StageError(f"LiteRT's converter is not installed: there is no {python()}; run `make targets`")
     with write_file(target) as part:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        command = [str(word) for word in (python(), "-m", __name__, source, part)]
+        command = [str(word) for word in (python(), "-P", "-m", __name__, source, part)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
