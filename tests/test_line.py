@@ -86,8 +86,8 @@ def test_a_target_is_searched_and_measured_on_another_machine(project, device, s
     stages = after("check", "quantize", "validate", "judge", "export", "report", "register", targets=[target])
     assert set(line.executed(done)) == stages
     tried = json.loads((project / f"build/targets/{target}/quantize.json").read_text())["tried"]
-    # One connection to see that all is there, one for each scheme, and in the end one for each of two measurements.
-    assert sshd.log.removeprefix(said).count("Accepted publickey") == 1 + len(tried) + 2
+    # To see that all is there; for each scheme; in the end beside FP32, beside the teacher, and alone.
+    assert sshd.log.removeprefix(said).count("Accepted publickey") == 1 + len(tried) + 3
     evidence = json.loads((project / f"build/bundles/{target}/evidence.json").read_text())
     assert evidence["device"] == device and evidence["metrics"]["p50_ms"] > 0
 
