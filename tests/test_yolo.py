@@ -17,7 +17,6 @@ from pipelines.tasks import detection
 from pipelines.tasks.detection import decode
 from tests import line
 from tests.pipelines.test_models import needs
-from tests.pipelines.test_runtimes import OPTIONS_OF
 
 pytestmark = pytest.mark.slow
 SHORT = {"epochs": 1, "batch": 8}
@@ -45,14 +44,12 @@ def built(tmp_path_factory):
     for target in declared["targets"].values():
         assert target.pop("search") == "fast" and target.pop("aim")
         target |= {"search": "none", "aim": {}}  # of hardly trained weights there is nothing to find
-    plain = declared["targets"]["onnxruntime-int8"]
-    declared["targets"]["litert-int8"] = {**plain, "runtime": "litert", "options": OPTIONS_OF["litert"]}
     file.write_text(yaml.safe_dump(declared))
     line.build_here(root)
     return root
 
 
-@pytest.mark.parametrize("target", ["onnxruntime-int8", "openvino-int8", "litert-int8"])
+@pytest.mark.parametrize("target", ["onnxruntime-int8", "openvino-int8"])
 def test_the_bundle_alone_gives_the_boxes_that_were_measured(built, target, tmp_path):
     dataset = Dataset(built / "build/data")
     preprocess = Preprocess.from_dict(read_json(built / "build/onnx/preprocess.json"))

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines import distillation, fp32, images, models, prepare, qat, training
+from pipelines import distillation, fp32, images, models, prepare, qat, runtimes, training
 from pipelines.data import Dataset, Input
 from pipelines.files import sha256_file
 from pipelines.models import ultralytics
@@ -195,6 +195,14 @@ def test_a_detector_is_trained_distilled_pruned_and_exported(tmp_path):
     models.save(tmp_path / "m.safetensors", student, spec)
     fp32.export(models.load(tmp_path / "m.safetensors")[0], SHAPE, tmp_path / "m.onnx")
     assert not list(tmp_path.glob("**/*.pt"))
+    litert = runtimes.load("litert")
+    if not runtimes.missing(litert):  # whose converter is the strictest
+        litert.quantize(tmp_path / "m.onnx", None, "fp32", None, tmp_path / "litert")
+        images = np.random.default_rng(0).random((2, *SHAPE), np.float32)
+        found = litert.load(tmp_path / "litert" / litert.FILES[0], 1)(images)
+        wanted = runtimes.load("onnxruntime").load(tmp_path / "m.onnx", 1)(images)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
 
 
 def test_a_detector_is_trained_for_int8_and_left_as_it_was(tmp_path):
